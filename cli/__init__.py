@@ -1,0 +1,1 @@
+"""The `anabranch` command; the only place where streamer, learner and serving meet."""

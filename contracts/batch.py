@@ -1,0 +1,122 @@
+"""The batch: what the streamer hands to the learner, as columns."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contracts.records import Offsets
+
+Int64s = NDArray[np.int64]
+Float32s = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The names behind the columns of :class:`Rows`, fixed for the life of a model.
+
+    :param tasks: task names, in the order of the label columns.
+    :param fields: id fields, in the order of ``ids``; the first two are ``user_id`` and ``item_id``.
+    :param dense: names of the dense columns.
+    :param event_types: event types in the order of ``history``'s second axis.
+    :param history_length: items kept per user and event type.
+    """
+
+    tasks: tuple[str, ...]
+    fields: tuple[str, ...]
+    dense: tuple[str, ...]
+    event_types: tuple[str, ...]
+    history_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Encoded features of N examples.
+
+    :param ids: shape ``[N, F]``, 64-bit hashes, the field's name hashed in.
+    :param history: shape ``[N, Y, H]``, item ids of the user's recent events by type, newest first; 0: none.
+    :param dense: shape ``[N, D]``, behaviour and numeric features, roughly of unit scale.
+    :param log_q: shape ``[N]``, log of (probability that a negative sample is this item × number of items known).
+    """
+
+    ids: Int64s
+    history: Int64s
+    dense: Float32s
+    log_q: Float32s
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class RankingRows:
+    """Items to be ranked against each other before anything of this batch is learned.
+
+    :param rows: ``G × C`` rows; the first of each group of C is the item of the event.
+    :param task: shape ``[G]``, the task whose score ranks the group.
+    :param tie_breaks: shape ``[G, C]``, random numbers that order equal scores.
+    """
+
+    rows: Rows
+    task: Int64s
+    tie_breaks: Float32s
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's worth of the stream (B new rows, M matured ones, T tasks).
+
+    :param rows: features of the exposures and sampled items of this batch, in stream order.
+    :param slot: shape ``[B]``: where the learner keeps the row until its labels mature; -1: nothing will mature.
+    :param time_ms: shape ``[B]``, event time.
+    :param list_id: shape ``[B]``, hash of the request the row was shown in; 0 where the event names none.
+    :param labels: shape ``[B, T]``, labels known at once; ignored where ``known`` is false.
+    :param known: shape ``[B, T]``.
+    :param truth: shape ``[B, T]``, the simulator's probabilities; NaN where unknown; None on a stream without.
+    :param matured_slot: shape ``[M]``: rows of this or earlier batches whose labels became known.
+    :param matured_labels: shape ``[M, T]``.
+    :param matured_known: shape ``[M, T]``: which tasks' windows closed.
+    :param released_slot: slots that are free again after this batch.
+    :param ranking: groups to rank, when evaluation asks for them.
+    :param new_item_events: shape ``[T]``: events of never seen items, neither ranked nor trained on as positives.
+    :param n_events: events that went into the batch.
+    :param watermark_ms: event time that the stream has reached.
+    :param first_event_ms: event time of the batch's first event.
+    """
+
+    rows: Rows
+    slot: Int64s
+    time_ms: Int64s
+    list_id: Int64s
+    labels: Float32s
+    known: Bools
+    truth: Float32s | None
+    matured_slot: Int64s
+    matured_labels: Float32s
+    matured_known: Bools
+    released_slot: Int64s
+    ranking: RankingRows | None
+    new_item_events: Int64s
+    n_events: int
+    watermark_ms: int
+    first_event_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """The cut that travels with the data (DESIGN §4): everything before it is in the batches before it.
+
+    :param offsets: the next offset of every partition at the cut.
+    :param arrays: the ingest side's array state, by name; borrowed: valid until the stream goes on.
+    :param state: the ingest side's small state, plain msgpack types.
+    :param event_time_ms: newest event time before the cut.
+    :param n_events: events learned since the first one ever.
+    """
+
+    offsets: Offsets
+    arrays: dict[str, NDArray[Any]]
+    state: dict[str, Any]
+    event_time_ms: int
+    n_events: int

@@ -1,0 +1,336 @@
+"""The settings: one TOML file, environment overrides ``ANABRANCH__SECTION__KEY``, read once at the edge, frozen."""
+
+import hashlib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import EnvSettingsSource
+
+SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
+_UNITS_MS = {"ms": 1, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}
+
+
+class SettingsError(ValueError):
+    """The settings cannot be used; the message has a line per error: path, rule, found value."""
+
+
+def parse_duration_ms(value: object) -> object:
+    """Milliseconds of a duration such as ``"30m"``, ``"1.5h"``, ``"7d"``.
+
+    >>> parse_duration_ms("30m")
+    1800000
+
+    :raises ValueError: not a number followed by ms, s, m, h or d.
+    """
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", value)
+        if match is None:
+            raise ValueError(f'a duration is a number and a unit (ms, s, m, h, d), such as "30m"; found `{value}`')
+        return round(float(match[1]) * _UNITS_MS[match[2]])
+    raise ValueError(f'a duration is text with a unit, such as "30m"; found `{value!r}`')
+
+
+DurationMs = Annotated[int, BeforeValidator(parse_duration_ms)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(_Section):
+    """One objective: will this event follow?"""
+
+    name: Name
+    event: str = ""
+    """Event type that makes the label 1; the task's name where empty."""
+    window_ms: DurationMs = Field(default=24 * HOUR, alias="window")
+    """Attribution window on event time: a later event does not count."""
+    weight: float = Field(default=1.0, ge=0)
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    """Probability from which accuracy, precision, recall and F1 call it a yes."""
+
+    @property
+    def event_type(self) -> str:
+        """The event type that makes the label 1."""
+        return self.event or self.name
+
+
+class FieldSpec(_Section):
+    """One attribute that the model sees. ``source`` is ``item.…``, ``user.…`` or ``context.…``."""
+
+    source: str = Field(pattern=r"^(item|user|context)\.[^.]+$")
+    kind: Literal["categorical", "numeric"] = "categorical"
+
+    @property
+    def name(self) -> str:
+        """The field's name in layouts and reports: the source itself."""
+        return self.source
+
+    @property
+    def owner(self) -> str:
+        """``item``, ``user`` or ``context``."""
+        return self.source.split(".", 1)[0]
+
+    @property
+    def key(self) -> str:
+        """The attribute's key in the owner's map."""
+        return self.source.split(".", 1)[1]
+
+
+class KafkaSettings(_Section):
+    """Where events come from, and where bad records go."""
+
+    bootstrap_servers: str = "localhost:9092"
+    topic: str = "events"
+    group: str = "anabranch"
+    dead_letter_topic: str = ""
+    """Empty: the topic's name with ``.dead-letters`` behind."""
+    start: Literal["earliest", "latest"] = "earliest"
+    """Where to begin when there is no snapshot yet."""
+    max_poll_records: int = Field(default=4000, ge=1)
+    session_timeout_ms: DurationMs = Field(default=45 * SECOND, alias="session_timeout")
+
+    @property
+    def dead_letters(self) -> str:
+        """The dead-letter topic's name."""
+        return self.dead_letter_topic or f"{self.topic}.dead-letters"
+
+
+class EventSettings(_Section):
+    """How the stream is read."""
+
+    mapping: str = ""
+    """Mapping file for a foreign log or topic; empty: canonical JSON (DESIGN §2)."""
+    exposure: str = "content_view"
+    """The event type that opens an example in exposure mode."""
+    orphans: Literal["drop", "synthesize"] = "drop"
+    """What becomes of an outcome without an exposure."""
+    lateness_ms: DurationMs = Field(default=0, alias="lateness")
+    """How far the watermark stays behind the newest event of its partition."""
+    deduplicate_ms: DurationMs = Field(default=HOUR, alias="deduplicate")
+    """An event id is remembered at least this long (event time)."""
+    deduplicate_max: int = Field(default=5_000_000, ge=1)
+    """At most this many ids a generation, two generations."""
+    max_future_ms: DurationMs = Field(default=10 * MINUTE, alias="max_future")
+    """A record further ahead of the wall clock than this is a bad record."""
+    max_bytes: int = Field(default=1_000_000, ge=100)
+    max_open: int = Field(default=2_000_000, ge=1)
+    """Exposures waiting for their labels; beyond, the oldest closes early and is counted."""
+
+
+class FeatureSettings(_Section):
+    """What is remembered of users and items (all bounded; the least recently used goes first)."""
+
+    history_length: int = Field(default=8, ge=1, le=64)
+    users: int = Field(default=200_000, ge=16)
+    items: int = Field(default=200_000, ge=16)
+    pairs: int = Field(default=1 << 20, ge=1024)
+    """Counters of user × item and user × content value; rounded up to a power of two."""
+    values: int = Field(default=1 << 18, ge=1024)
+    """Counters of items, users and content values; rounded up to a power of two."""
+    half_lives_ms: tuple[DurationMs, ...] = Field(
+        default=(10 * MINUTE, 6 * HOUR, 14 * DAY), alias="half_lives", min_length=1, max_length=6
+    )
+    """Every counter decays with each of these; together they tell trend, recency and habit."""
+    interests: int = Field(default=2, ge=0, le=4)
+    """The first so many categorical item fields get user × value counters and a popularity of their own."""
+    recent_items: int = Field(default=1 << 15, ge=16)
+    """Length of the recent traffic that negatives are drawn from."""
+
+
+class NegativeSettings(_Section):
+    """Sampled items that the user did not choose."""
+
+    implicit: int = Field(default=8, ge=1, le=64)
+    """Per positive, in implicit mode."""
+    exposure: int = Field(default=1, ge=0, le=64)
+    """Per exposure, in exposure mode, for a task whose event is the exposure itself."""
+    uniform_share: float = Field(default=0.8, gt=0, le=1)
+    """Share drawn uniformly from the known items; the rest follows recent traffic."""
+
+
+class BatchSettings(_Section):
+    """A mini-batch closes at ``max_rows``, or after ``span`` of event time if it has ``min_rows``."""
+
+    max_rows: int = Field(default=1024, ge=1)
+    min_rows: int = Field(default=64, ge=1)
+    span_ms: DurationMs = Field(default=SECOND, alias="span")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_rows > self.max_rows:
+            raise ValueError(f"min_rows ({self.min_rows}) must not exceed max_rows ({self.max_rows})")
+        return self
+
+
+class ModelSettings(_Section):
+    """Which architecture, how wide."""
+
+    name: str = "mmoe"
+    width: int = Field(default=16, ge=1, le=512)
+    """Width of an embedding row."""
+    experts: int = Field(default=4, ge=1, le=64)
+    expert_layers: tuple[int, ...] = Field(default=(128, 64), min_length=1, max_length=4)
+    tower: int = Field(default=32, ge=1)
+
+
+class EmbeddingSettings(_Section):
+    """The id → row table: one for all fields, collisionless, under a hard cap."""
+
+    max_mib: float = Field(default=256.0, gt=0)
+    """Hard cap on rows, their optimiser state and the id map together."""
+    admit_after: int = Field(default=2, ge=1, le=255)
+    """Sightings before an id gets a row of its own; until then it trains its field's cold row."""
+    learning_rate: float = Field(default=0.05, gt=0)
+    initial_accumulator: float = Field(default=0.1, gt=0)
+
+
+class TrainSettings(_Section):
+    """The step."""
+
+    learning_rate: float = Field(default=2e-3, gt=0)
+    clip_norm: float = Field(default=10.0, gt=0)
+    balancing: str = "fixed"
+    threads: int = Field(default=0, ge=0)
+    """Threads of a step; 0: as many as cores, at most 4."""
+
+
+class EvaluationSettings(_Section):
+    """Prequential quality: score, mature, then learn."""
+
+    window_ms: DurationMs = Field(default=HOUR, alias="window")
+    """The sliding window of the exported metrics (event time)."""
+    detector: str = "adwin"
+    ranking_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of events whose item is ranked among 99 others."""
+
+
+class SnapshotSettings(_Section):
+    """When and where the model is saved; ``every`` is event time."""
+
+    directory: str = "snapshots"
+    every_ms: DurationMs = Field(default=MINUTE, alias="every")
+    every_events: int = Field(default=200_000, ge=1)
+    keep: int = Field(default=3, ge=1)
+
+
+class ServeSettings(_Section):
+    """The scoring worker."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    reload_ms: DurationMs = Field(default=SECOND, alias="reload")
+    max_items: int = Field(default=1000, ge=1)
+    max_body_bytes: int = Field(default=1_000_000, ge=100)
+
+
+class MetricsSettings(_Section):
+    """Where `learn` answers Prometheus; port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=9108, ge=0, le=65535)
+
+
+DEFAULT_TASKS = (
+    Task(name="content_view"),
+    Task.model_validate({"name": "click", "window": "30m"}),
+    Task.model_validate({"name": "purchase", "window": "24h"}),
+)
+
+
+_SHAPING = {"mode", "tasks", "fields", "features", "model", "embedding", "events", "negatives", "batch"}
+
+
+class Settings(_Section):
+    """Everything a run depends on."""
+
+    mode: Literal["exposure", "implicit"] = "exposure"
+    seed: int = 0
+    tasks: tuple[Task, ...] = Field(default=DEFAULT_TASKS, min_length=1, max_length=16)
+    fields: tuple[FieldSpec, ...] = Field(default=(), max_length=64)
+    kafka: KafkaSettings = KafkaSettings()
+    events: EventSettings = EventSettings()
+    features: FeatureSettings = FeatureSettings()
+    negatives: NegativeSettings = NegativeSettings()
+    batch: BatchSettings = BatchSettings()
+    model: ModelSettings = ModelSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    snapshot: SnapshotSettings = SnapshotSettings()
+    serve: ServeSettings = ServeSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for what, values in (
+            ("task names", [task.name for task in self.tasks]),
+            ("task events", [task.event_type for task in self.tasks]),
+            ("field sources", [field.source for field in self.fields]),
+        ):
+            repeated = sorted({value for value in values if values.count(value) > 1})
+            if repeated:
+                raise ValueError(f"{what} must differ; found {', '.join(repeated)} more than once")
+        return self
+
+    @property
+    def event_types(self) -> tuple[str, ...]:
+        """The event types that the stream may hold: the exposure's, then each task's."""
+        types = dict.fromkeys(task.event_type for task in self.tasks)
+        if self.mode == "exposure":
+            types = dict.fromkeys([self.events.exposure, *types])
+        return tuple(types)
+
+    def fingerprint(self) -> str:
+        """A hash of the settings that a snapshot's arrays depend on; a snapshot resumes only under the same one."""
+        shaping = self.model_dump(mode="json", include=_SHAPING)
+        return hashlib.sha256(msgspec.json.encode(shaping, order="sorted")).hexdigest()[:16]
+
+
+def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = None) -> Settings:
+    """Settings from a TOML file, the environment and a command's own options, the last one winning.
+
+    :raises SettingsError: the file cannot be read or a value breaks a rule; one line per error, with its path.
+    """
+    content: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"{path}: cannot be read: {error.strerror}. Give an existing file with -c.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path}: not TOML: {error}") from error
+    environment = EnvSettingsSource(Settings, env_prefix="ANABRANCH__", env_nested_delimiter="__")()  # type: ignore[arg-type]
+    try:
+        return Settings(**_merge(_merge(content, environment), overrides or {}))
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(path, error))) from error
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+    return merged
+
+
+def _explain(path: Path | None, error: ValidationError) -> list[str]:
+    where = f"{path}: " if path else ""
+    lines = []
+    for item in error.errors():
+        location = ".".join(str(part) for part in item["loc"]) or "settings"
+        found = "" if item["type"] in {"missing", "value_error"} else f" (found {item['input']!r})"
+        lines.append(f"{where}{location}: {item['msg'].removeprefix('Value error, ')}{found}")
+    return lines
+
+
+def environment_names() -> list[str]:
+    """The settings that the environment overrides now, for the log."""
+    return sorted(name for name in os.environ if name.startswith("ANABRANCH__"))

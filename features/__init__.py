@@ -1,0 +1,1 @@
+"""What training and scoring both compute from events."""

@@ -1,0 +1,1 @@
+"""From batches to snapshots: models, losses, embedding table, trainer, evaluation."""

@@ -1,0 +1,1 @@
+"""How task losses are weighed; a module's name is its name in the settings."""

@@ -1,0 +1,1 @@
+"""Drift detectors; a module's name is its name in the settings."""

@@ -1,0 +1,1 @@
+"""The architectures; a module's name is its name in the settings."""

@@ -1,0 +1,1 @@
+"""From snapshot to score: the HTTP worker."""

@@ -1,0 +1,1 @@
+"""Where events are read from; a module here is a source."""
