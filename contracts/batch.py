@@ -70,6 +70,7 @@ class Batch:
 
     :param rows: features of the exposures and sampled items of this batch, in stream order.
     :param slot: shape ``[B]``: where the learner keeps the row until its labels mature; -1: nothing will mature.
+    :param sampled: shape ``[B]``, true for a sampled item that nobody was shown.
     :param time_ms: shape ``[B]``, event time.
     :param list_id: shape ``[B]``, hash of the request the row was shown in; 0 where the event names none.
     :param labels: shape ``[B, T]``, labels known at once; ignored where ``known`` is false.
@@ -78,7 +79,6 @@ class Batch:
     :param matured_slot: shape ``[M]``: rows of this or earlier batches whose labels became known.
     :param matured_labels: shape ``[M, T]``.
     :param matured_known: shape ``[M, T]``: which tasks' windows closed.
-    :param released_slot: slots that are free again after this batch.
     :param ranking: groups to rank, when evaluation asks for them.
     :param new_item_events: shape ``[T]``: events of never seen items, neither ranked nor trained on as positives.
     :param n_events: events that went into the batch.
@@ -88,6 +88,7 @@ class Batch:
 
     rows: Rows
     slot: Int64s
+    sampled: Bools
     time_ms: Int64s
     list_id: Int64s
     labels: Float32s
@@ -96,7 +97,6 @@ class Batch:
     matured_slot: Int64s
     matured_labels: Float32s
     matured_known: Bools
-    released_slot: Int64s
     ranking: RankingRows | None
     new_item_events: Int64s
     n_events: int
@@ -109,14 +109,14 @@ class Barrier:
     """The cut that travels with the data (DESIGN §4): everything before it is in the batches before it.
 
     :param offsets: the next offset of every partition at the cut.
-    :param arrays: the ingest side's array state, by name; borrowed: valid until the stream goes on.
+    :param groups: the ingest side's arrays, by group and name; borrowed: valid until the stream goes on.
     :param state: the ingest side's small state, plain msgpack types.
     :param event_time_ms: newest event time before the cut.
-    :param n_events: events learned since the first one ever.
+    :param n_events: events taken since the first one ever.
     """
 
     offsets: Offsets
-    arrays: dict[str, NDArray[Any]]
+    groups: dict[str, dict[str, NDArray[Any]]]
     state: dict[str, Any]
     event_time_ms: int
     n_events: int

@@ -287,6 +287,14 @@ class Settings(_Section):
             types = dict.fromkeys([self.events.exposure, *types])
         return tuple(types)
 
+    @property
+    def sampled_tasks(self) -> tuple[bool, ...]:
+        """Which tasks learn against sampled items: all in implicit mode, else the exposure's own."""
+        return tuple(
+            self.mode == "implicit" or (task.event_type == self.events.exposure and self.negatives.exposure > 0)
+            for task in self.tasks
+        )
+
     def fingerprint(self) -> str:
         """A hash of the settings that a snapshot's arrays depend on; a snapshot resumes only under the same one."""
         shaping = self.model_dump(mode="json", include=_SHAPING)

@@ -1,0 +1,68 @@
+# The targets a person runs are the ones CI runs (.ci/run).
+PYTHON ?= python3
+# PyTorch's own index of CPU builds, for instance; empty: whatever pip is set up to use.
+TORCH_INDEX ?=
+# Handed to pytest: make test ARGS="-k snapshot"
+ARGS ?=
+
+BIN := .venv/bin
+PACKAGES := contracts features streamer learner serving cli
+READY := .venv/.ready
+KAFKA_READY := .kafka/.ready
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup kafka demo test check fix bench compose-check clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Variables: PYTHON=python3.12 (3.11 or newer)  TORCH_INDEX=URL (PyTorch's index of small CPU builds)  ARGS='-k name'"
+
+setup: $(READY) ## Make .venv with everything that running and testing need
+kafka: $(KAFKA_READY) ## Fetch Apache Kafka's jars by Maven, for the tests marked `kafka`
+
+demo: $(READY) ## Broker, simulated shop, learner and scorer on this machine; prints the learning curve
+	$(BIN)/anabranch demo
+
+test: $(READY) ## Run every test (those that need Apache Kafka skip, and say so, before `make kafka`)
+	$(BIN)/pytest -q -rs $(ARGS)
+
+check: $(READY) ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict $(addprefix -p ,$(PACKAGES))
+
+fix: $(READY) ## Let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## Run each benchmark in turn
+	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+compose-check: $(READY) ## Validate docker-compose.yml and what it mounts
+	$(BIN)/pytest -q -rs tests/deploy/test_compose.py
+
+clean: ## Remove all that make made: .venv, .kafka, caches (snapshots stay)
+	rm -rf .venv .kafka build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Anabranch needs Python 3.11 or newer; \`$(PYTHON)\` is $$($(PYTHON) --version 2>&1). Name another one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "\`$(PYTHON)\` cannot make virtual environments: install its venv module (Debian, Ubuntu: apt-get install python3-venv)." >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@echo "Installing into .venv; PyTorch is large, so the first time takes minutes."
+	@# Without its dependencies: those come from the ordinary index below, at the versions pinned.
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --no-deps --index-url "$(TORCH_INDEX)" "$$(grep '^torch==' constraints.txt)")
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(KAFKA_READY): tests/kafka/pom.xml
+	@command -v mvn >/dev/null || { \
+	  echo "Maven fetches Apache Kafka: install it and Java 17 (Debian, Ubuntu: apt-get install maven default-jre-headless; macOS: brew install maven)." >&2; exit 1; }
+	@# Emptied first: jars of two versions beside each other would be a broker nobody released.
+	rm -rf .kafka/libs
+	mvn -q -B -f tests/kafka/pom.xml dependency:copy-dependencies -DoutputDirectory="$(CURDIR)/.kafka/libs"
+	@touch $@

@@ -1,0 +1,77 @@
+"""Streamer and learner put together: what `learn`, `evaluate` and `demo` run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from contracts.batch import Batch
+from contracts.records import Offsets
+from contracts.settings import Settings
+from learner.loop import INGEST, LEARNER, LearnerLoop, check_snapshot
+from learner.metrics import LearnerMetrics
+from learner.snapshot import Snapshot, SnapshotStore
+from learner.trainer import Trainer, use_threads
+from streamer.deadletter import DeadLetterSink
+from streamer.decode import EventDecoder
+from streamer.metrics import StreamMetrics
+from streamer.pipeline import Ingest
+from streamer.sources._base import Source
+
+
+@dataclass
+class Assembly:
+    """One process that learns a stream: ingest → learner → snapshots."""
+
+    ingest: Ingest
+    trainer: Trainer
+    loop: LearnerLoop
+
+    def run(self, progress: Callable[[Batch], None] = lambda _: None) -> None:
+        """Learn until the source ends or a stop is asked for."""
+        self.loop.run(self.ingest.stream(), progress)
+
+    def close_open_windows(self) -> None:
+        """At the end of a log: count what still waits for labels as it stands; nothing is learned or saved."""
+        self.trainer.measure(self.ingest.close_open_windows())
+        self.trainer.quality.finish()
+
+    def report(self, seconds: float, model: str) -> dict[str, Any]:
+        """The object that `evaluate --json` prints (DESIGN §7)."""
+        tasks = self.trainer.quality.report()
+        return {
+            "events": self.ingest.n_events,
+            "examples": sum(task["examples"] for task in tasks.values()),
+            "rejected": self.ingest.n_rejected,
+            "seconds": round(seconds, 3),
+            "model": model,
+            "tasks": tasks,
+        }
+
+
+def assemble(
+    settings: Settings,
+    source: Source,
+    decoder: EventDecoder,
+    dead_letters: DeadLetterSink,
+    registry: CollectorRegistry,
+    *,
+    store: SnapshotStore | None = None,
+    snapshot: Snapshot | None = None,
+    published: Callable[[Offsets], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Assembly:
+    """Build the process, from a snapshot if there is one.
+
+    :raises OtherSettingsError: the snapshot was made under other settings.
+    """
+    use_threads(settings)
+    ingest = Ingest(settings, source, decoder, dead_letters, StreamMetrics(registry), stop)
+    trainer = Trainer(settings, ingest.schema.layout)
+    metrics = LearnerMetrics(registry, settings.evaluation.detector)
+    if snapshot is not None:
+        check_snapshot(snapshot, settings, ingest.schema.layout)
+        ingest.restore(snapshot.groups, snapshot.states[INGEST])
+        trainer.restore(snapshot.groups, snapshot.states[LEARNER])
+    return Assembly(ingest, trainer, LearnerLoop(settings, trainer, metrics, store, published))

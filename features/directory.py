@@ -1,0 +1,101 @@
+"""Ids with rows of their own under a hard cap: the map, the attributes beside the row, eviction of the oldest."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from features.idmap import Integer, insert, new_map, rebuild
+
+Int64s = NDArray[np.int64]
+Int32s = NDArray[np.int32]
+Float32s = NDArray[np.float32]
+
+_EVICTED_SHARE = 50  # one in fifty goes at a time, so that sorting by age is paid seldom
+_NEVER = np.iinfo(np.int64).max
+
+
+class Directory(NamedTuple):
+    """Ids with rows of their own: R rows, A categorical and N numeric attributes."""
+
+    keys: Int64s  # the id → row map
+    rows: Int32s
+    ids: Int64s  # [R], 0: free
+    last_ms: Int64s  # [R]
+    attributes: Int64s  # [R, A], 0: not known
+    numbers: Float32s  # [R, N], NaN: not known
+    free: Int32s  # [R], a stack of free rows
+    counts: Int64s  # [2]: free rows, evicted rows
+
+
+def new_directory(rows: int, n_attributes: int, n_numbers: int) -> Directory:
+    """An empty directory."""
+    keys, map_rows = new_map(rows)
+    return Directory(
+        keys,
+        map_rows,
+        np.zeros(rows, np.int64),
+        np.zeros(rows, np.int64),
+        np.zeros((rows, n_attributes), np.int64),
+        np.full((rows, n_numbers), np.nan, np.float32),
+        np.arange(rows - 1, -1, -1, dtype=np.int32),
+        np.array([rows, 0], np.int64),
+    )
+
+
+@njit(cache=True)
+def evict(directory: Directory, protected: Int32s) -> None:
+    """Free the least recently used rows, one in fifty; rows with a non-zero ``protected`` stay."""
+    n_rows = len(directory.ids)
+    age = directory.last_ms.copy()
+    for row in range(n_rows):
+        if directory.ids[row] == 0 or (len(protected) > 0 and protected[row] > 0):
+            age[row] = _NEVER
+    limit = np.sort(age)[max(n_rows // _EVICTED_SHARE, 1) - 1]
+    budget = max(n_rows // _EVICTED_SHARE, 1)
+    for row in range(n_rows):
+        if budget > 0 and age[row] <= limit and age[row] != _NEVER:
+            directory.ids[row] = 0
+            directory.free[directory.counts[0]] = row
+            directory.counts[0] += 1
+            directory.counts[1] += 1
+            budget -= 1
+    rebuild(directory.keys, directory.rows, directory.ids)
+
+
+@njit(cache=True)
+def admit(directory: Directory, key: Integer) -> Integer:
+    """A fresh row for an id that has none; there must be a free one."""
+    directory.counts[0] -= 1
+    row = np.int64(directory.free[directory.counts[0]])
+    directory.ids[row] = key
+    directory.attributes[row, :] = 0
+    directory.numbers[row, :] = np.nan
+    insert(directory.keys, directory.rows, key, row)
+    return row
+
+
+def save_directory(directory: Directory) -> dict[str, NDArray[Any]]:
+    """The rows in use, as named arrays."""
+    row = np.flatnonzero(directory.ids)
+    return {
+        "row": row,
+        "ids": directory.ids[row],
+        "last_ms": directory.last_ms[row],
+        "attributes": directory.attributes[row],
+        "numbers": directory.numbers[row],
+        "free": directory.free[: directory.counts[0]],
+        "counts": directory.counts,
+    }
+
+
+def load_directory(directory: Directory, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Fill a fresh directory with what :func:`save_directory` gave."""
+    row = arrays["row"]
+    for part in ("ids", "last_ms", "attributes", "numbers"):
+        getattr(directory, part)[row] = arrays[part]
+    directory.counts[:] = arrays["counts"]
+    directory.free[: directory.counts[0]] = arrays["free"]
+    rebuild(directory.keys, directory.rows, directory.ids)

@@ -1,0 +1,486 @@
+"""The encoder: from profiles and events to rows, the same code for training and for scoring.
+
+Order, event by event in stream order (DESIGN §2):
+
+1. What the event itself says of its user and item is learned (a request carries the same attributes).
+2. The exposure is encoded from what is known by now, and so are the items sampled against it.
+3. The event is remembered: history, recent traffic, counters.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from contracts.batch import Float32s, Int64s, Rows
+from features.counters import pair_key, read
+from features.idmap import Integer, Real, find
+from features.profiles import (
+    RANKING,
+    Float64s,
+    Profiles,
+    item_row,
+    learn_attributes,
+    learn_number,
+    log_q,
+    remember,
+    sample_item,
+    uniform,
+    user_row,
+)
+from features.schema import FeatureSchema
+
+_CLIP = 5.0
+_TRIES = 8
+
+
+class EventColumns(NamedTuple):
+    """A run of N events, as columns, in stream order.
+
+    ``emit``: 0 only remembered, 1 encoded. ``negatives``: items to sample against it; such an event is encoded only if
+    its item was seen before, unless ``keep`` says that it is needed anyway (DESIGN §7). ``rank``: items to rank it with.
+    """
+
+    kind: Int64s
+    user: Int64s
+    item: Int64s
+    time_ms: Int64s
+    emit: Int64s
+    keep: Int64s
+    negatives: Int64s
+    rank: Int64s
+    item_attributes: Int64s
+    item_numbers: Float32s
+    user_attributes: Int64s
+    user_numbers: Float32s
+    context_attributes: Int64s
+    context_numbers: Float32s
+
+
+class _Out(NamedTuple):
+    ids: Int64s
+    history: Int64s
+    dense: Float32s
+    log_q: Float32s
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What :func:`Encoder.encode` made of a run of events.
+
+    :param rows: the encoded examples.
+    :param event: shape ``[B]``, index of the event that each row belongs to.
+    :param sampled: shape ``[B]``, true for a sampled item.
+    :param ranking: ``G × candidates`` rows, the event's own item first in each group.
+    :param ranked_event: shape ``[G]``.
+    :param tie_breaks: shape ``[G, candidates]``, random numbers in [0, 1).
+    :param new_item: shape ``[events]``, the event's item had never been seen.
+    """
+
+    rows: Rows
+    event: Int64s
+    sampled: NDArray[np.bool_]
+    ranking: Rows
+    ranked_event: Int64s
+    tie_breaks: Float32s
+    new_item: NDArray[np.bool_]
+
+
+class Encoder:
+    """Encodes with one schema over one set of profiles.
+
+    :param candidates: size of a ranking group, the event's own item included.
+    :param known_before_ranking: items that must be known before a group can be drawn.
+    """
+
+    def __init__(
+        self, schema: FeatureSchema, profiles: Profiles, candidates: int = 100, known_before_ranking: int = 200
+    ) -> None:
+        self.schema = schema
+        self.profiles = profiles
+        self._candidates = candidates
+        self._known_before_ranking = known_before_ranking
+
+    def encode(self, events: EventColumns) -> Encoded:
+        """Encode and remember a run of events."""
+        most = int((events.emit * (1 + events.negatives)).sum())
+        groups = int(events.rank.sum())
+        out, ranking = self._empty(most), self._empty(groups * self._candidates)
+        event, sampled = np.zeros(most, np.int64), np.zeros(most, np.bool_)
+        ranked_event, ties = np.zeros(groups, np.int64), np.zeros((groups, self._candidates), np.float32)
+        new_item = np.zeros(len(events.kind), np.bool_)
+        n_rows, n_groups = _encode_events(
+            self.profiles,
+            events,
+            self.schema.interests,
+            self._known_before_ranking,
+            out,
+            event,
+            sampled,
+            ranking,
+            ranked_event,
+            ties,
+            new_item,
+        )
+        return Encoded(
+            _cut(out, n_rows),
+            event[:n_rows],
+            sampled[:n_rows],
+            _cut(ranking, n_groups * self._candidates),
+            ranked_event[:n_groups],
+            ties[:n_groups],
+            new_item,
+        )
+
+    def encode_candidates(
+        self,
+        user: int,
+        items: Int64s,
+        now_ms: int,
+        user_attributes: Int64s,
+        user_numbers: Float32s,
+        context_attributes: Int64s,
+        context_numbers: Float32s,
+        item_attributes: Int64s,
+        item_numbers: Float32s,
+    ) -> tuple[Rows, bool, NDArray[np.bool_]]:
+        """Encode one user against N items without remembering anything; attributes given here win over known ones.
+
+        :returns: the rows; whether the user is known; shape ``[N]``, which items are known.
+        """
+        out = self._empty(len(items))
+        known = np.zeros(len(items), np.bool_)
+        known_user = _encode_candidates(
+            self.profiles,
+            user,
+            items,
+            now_ms,
+            user_attributes,
+            user_numbers,
+            context_attributes,
+            context_numbers,
+            item_attributes,
+            item_numbers,
+            self.schema.interests,
+            out,
+            known,
+        )
+        return _cut(out, len(items)), bool(known_user), known
+
+    def _empty(self, n_rows: int) -> _Out:
+        layout = self.schema.layout
+        return _Out(
+            np.empty((n_rows, len(layout.fields)), np.int64),
+            np.empty((n_rows, len(layout.event_types), layout.history_length), np.int64),
+            np.empty((n_rows, len(layout.dense)), np.float32),
+            np.empty(n_rows, np.float32),
+        )
+
+
+def _cut(out: _Out, n_rows: int) -> Rows:
+    return Rows(out.ids[:n_rows], out.history[:n_rows], out.dense[:n_rows], out.log_q[:n_rows])
+
+
+@njit(cache=True)
+def _number(moments: Float64s, value: Real, out: Float32s) -> None:
+    """Standardised and clipped to ±5, then 1 where missing: unknown is not zero."""
+    if np.isnan(value):
+        out[0], out[1] = 0.0, 1.0
+        return
+    spread = np.sqrt(moments[2] / moments[0]) if moments[0] > 1.0 else 0.0
+    out[0] = min(max((value - moments[1]) / spread, -_CLIP), _CLIP) if spread > 1e-12 else 0.0
+    out[1] = 0.0
+
+
+@njit(cache=True)
+def _pick(own: Integer, known: Integer, missing: Integer) -> Integer:
+    if own != 0:
+        return own
+    return known if known != 0 else missing
+
+
+@njit(cache=True)
+def _encode_user(
+    profiles: Profiles,
+    u_row: Integer,
+    user: Integer,
+    now_ms: Integer,
+    attributes: Int64s,
+    numbers: Float32s,
+    context_attributes: Int64s,
+    context_numbers: Float32s,
+    n_item: Integer,
+    out: _Out,
+    to: Integer,
+) -> Integer:
+    """The part of a row that does not depend on the item; returns how many dense columns it took."""
+    out.ids[to, 0] = user
+    first = 2 + n_item
+    for k in range(len(attributes)):
+        known = profiles.users.attributes[u_row, k] if u_row >= 0 else 0
+        out.ids[to, first + k] = _pick(attributes[k], known, profiles.missing[first + k])
+    first += len(attributes)
+    for k in range(len(context_attributes)):
+        out.ids[to, first + k] = _pick(context_attributes[k], 0, profiles.missing[first + k])
+    if u_row >= 0:
+        out.history[to] = profiles.history[u_row]
+    else:
+        out.history[to] = 0
+    width = profiles.values.counts.shape[2] * profiles.values.counts.shape[3] + 1
+    dense = out.dense[to]
+    read(profiles.values, user, now_ms, profiles.half_lives_ms, dense[:width])
+    at = width
+    moment = profiles.items.numbers.shape[1]
+    for k in range(len(numbers)):
+        value = numbers[k]
+        if np.isnan(value) and u_row >= 0:
+            value = profiles.users.numbers[u_row, k]
+        _number(profiles.moments[moment + k], value, dense[at : at + 2])
+        at += 2
+    moment += len(numbers)
+    for k in range(len(context_numbers)):
+        _number(profiles.moments[moment + k], context_numbers[k], dense[at : at + 2])
+        at += 2
+    return at
+
+
+@njit(cache=True)
+def _encode_item(
+    profiles: Profiles,
+    user: Integer,
+    i_row: Integer,
+    item: Integer,
+    now_ms: Integer,
+    attributes: Int64s,
+    numbers: Float32s,
+    interests: Integer,
+    out: _Out,
+    to: Integer,
+    at: Integer,
+) -> None:
+    """The rest of a row, from dense column ``at`` on."""
+    out.ids[to, 1] = item
+    for k in range(len(attributes)):
+        known = profiles.items.attributes[i_row, k] if i_row >= 0 else 0
+        out.ids[to, 2 + k] = _pick(attributes[k], known, profiles.missing[2 + k])
+    width = profiles.values.counts.shape[2] * profiles.values.counts.shape[3] + 1
+    dense = out.dense[to]
+    read(profiles.pairs, pair_key(user, item), now_ms, profiles.half_lives_ms, dense[at : at + width])
+    for k in range(interests):
+        value = out.ids[to, 2 + k]
+        start = at + width * (1 + k)
+        read(profiles.pairs, pair_key(user, value), now_ms, profiles.half_lives_ms, dense[start : start + width])
+    at += width * (1 + interests)
+    read(profiles.values, item, now_ms, profiles.half_lives_ms, dense[at : at + width])
+    for k in range(interests):
+        start = at + width * (1 + k)
+        read(profiles.values, out.ids[to, 2 + k], now_ms, profiles.half_lives_ms, dense[start : start + width])
+    at += width * (1 + interests)
+    for k in range(len(numbers)):
+        value = numbers[k]
+        if np.isnan(value) and i_row >= 0:
+            value = profiles.items.numbers[i_row, k]
+        _number(profiles.moments[k], value, dense[at : at + 2])
+        at += 2
+    out.log_q[to] = log_q(profiles, i_row)
+
+
+@njit(cache=True)
+def _encode_sampled(
+    profiles: Profiles,
+    user: Integer,
+    row: Integer,
+    now_ms: Integer,
+    interests: Integer,
+    out: _Out,
+    first: Integer,
+    to: Integer,
+    at: Integer,
+) -> None:
+    """A known item in the place of the event's own: the user's part is copied from row ``first``."""
+    out.ids[to] = out.ids[first]
+    out.history[to] = out.history[first]
+    out.dense[to, :at] = out.dense[first, :at]
+    _encode_item(
+        profiles,
+        user,
+        row,
+        profiles.items.ids[row],
+        now_ms,
+        profiles.items.attributes[row],
+        profiles.items.numbers[row],
+        interests,
+        out,
+        to,
+        at,
+    )
+
+
+@njit(cache=True)
+def _learn_numbers(profiles: Profiles, item: Float32s, user: Float32s, context: Float32s) -> None:
+    for k in range(len(item)):
+        learn_number(profiles.moments[k], item[k])
+    for k in range(len(user)):
+        learn_number(profiles.moments[len(item) + k], user[k])
+    for k in range(len(context)):
+        learn_number(profiles.moments[len(item) + len(user) + k], context[k])
+
+
+@njit(cache=True)
+def _encode_events(
+    profiles: Profiles,
+    events: EventColumns,
+    interests: Integer,
+    known_before_ranking: Integer,
+    out: _Out,
+    event: Int64s,
+    sampled: NDArray[np.bool_],
+    ranking: _Out,
+    ranked_event: Int64s,
+    ties: Float32s,
+    new_item: NDArray[np.bool_],
+) -> tuple[Integer, Integer]:
+    """The loop over the events; returns the number of rows and of ranking groups."""
+    n_rows = 0
+    n_groups = 0
+    n_item = events.item_attributes.shape[1]
+    candidates = ties.shape[1]
+    for e in range(len(events.kind)):
+        user, item, now_ms = events.user[e], events.item[e], events.time_ms[e]
+        u_row = user_row(profiles, user, now_ms)
+        new_item[e] = find(profiles.items.keys, profiles.items.rows, item) < 0
+        i_row = item_row(profiles, item, now_ms)
+        learn_attributes(profiles.users, u_row, events.user_attributes[e], events.user_numbers[e])
+        learn_attributes(profiles.items, i_row, events.item_attributes[e], events.item_numbers[e])
+
+        # A positive whose item is new would teach that rare means relevant: sampled items are never new.
+        comparable = not new_item[e]
+        if events.rank[e] == 1 and comparable and profiles.traffic[0] >= known_before_ranking:
+            first = n_groups * candidates
+            at = _encode_user(
+                profiles,
+                u_row,
+                user,
+                now_ms,
+                events.user_attributes[e],
+                events.user_numbers[e],
+                events.context_attributes[e],
+                events.context_numbers[e],
+                n_item,
+                ranking,
+                first,
+            )
+            _encode_item(
+                profiles,
+                user,
+                i_row,
+                item,
+                now_ms,
+                events.item_attributes[e],
+                events.item_numbers[e],
+                interests,
+                ranking,
+                first,
+                at,
+            )
+            ties[n_groups, 0] = uniform(profiles.random, RANKING)
+            for c in range(1, candidates):
+                row = i_row
+                while row == i_row:
+                    row = np.int64(profiles.live[np.int64(uniform(profiles.random, RANKING) * profiles.traffic[0])])
+                _encode_sampled(profiles, user, row, now_ms, interests, ranking, first, first + c, at)
+                ties[n_groups, c] = uniform(profiles.random, RANKING)
+            ranked_event[n_groups] = e
+            n_groups += 1
+
+        if events.emit[e] == 1 and (comparable or events.keep[e] == 1):
+            first = n_rows
+            at = _encode_user(
+                profiles,
+                u_row,
+                user,
+                now_ms,
+                events.user_attributes[e],
+                events.user_numbers[e],
+                events.context_attributes[e],
+                events.context_numbers[e],
+                n_item,
+                out,
+                first,
+            )
+            _encode_item(
+                profiles,
+                user,
+                i_row,
+                item,
+                now_ms,
+                events.item_attributes[e],
+                events.item_numbers[e],
+                interests,
+                out,
+                first,
+                at,
+            )
+            event[n_rows], sampled[n_rows] = e, False
+            n_rows += 1
+            if comparable:
+                for _ in range(events.negatives[e]):
+                    row = i_row
+                    for _try in range(_TRIES):
+                        if row == i_row:
+                            row = sample_item(profiles)
+                    if row != i_row:
+                        _encode_sampled(profiles, user, row, now_ms, interests, out, first, n_rows, at)
+                        event[n_rows], sampled[n_rows] = e, True
+                        n_rows += 1
+
+        _learn_numbers(profiles, events.item_numbers[e], events.user_numbers[e], events.context_numbers[e])
+        remember(profiles, user, u_row, item, i_row, events.kind[e], now_ms, interests)
+    return n_rows, n_groups
+
+
+@njit(cache=True)
+def _encode_candidates(
+    profiles: Profiles,
+    user: Integer,
+    items: Int64s,
+    now_ms: Integer,
+    user_attributes: Int64s,
+    user_numbers: Float32s,
+    context_attributes: Int64s,
+    context_numbers: Float32s,
+    item_attributes: Int64s,
+    item_numbers: Float32s,
+    interests: Integer,
+    out: _Out,
+    known: NDArray[np.bool_],
+) -> bool:
+    if len(items) == 0:
+        return False
+    u_row = find(profiles.users.keys, profiles.users.rows, user)
+    at = _encode_user(
+        profiles,
+        u_row,
+        user,
+        now_ms,
+        user_attributes,
+        user_numbers,
+        context_attributes,
+        context_numbers,
+        item_attributes.shape[1],
+        out,
+        0,
+    )
+    for n in range(len(items)):
+        if n > 0:
+            out.ids[n] = out.ids[0]
+            out.history[n] = out.history[0]
+            out.dense[n, :at] = out.dense[0, :at]
+        i_row = find(profiles.items.keys, profiles.items.rows, items[n])
+        known[n] = i_row >= 0
+        _encode_item(
+            profiles, user, i_row, items[n], now_ms, item_attributes[n], item_numbers[n], interests, out, n, at
+        )
+    return u_row >= 0

@@ -1,0 +1,231 @@
+"""Profiles: what is known of users and items so far. State as arrays, the updates compiled, every bound hard.
+
+Of a user: attributes and the last items per event type. Of an item: attributes (the catalogue that negatives and scoring
+read) and its share of recent traffic. Of pairs and values: decayed counters (`features.counters`).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from contracts.settings import FeatureSettings
+from features.counters import Counters, add, new_counters, pair_key
+from features.directory import Directory, admit, evict, load_directory, new_directory, save_directory
+from features.idmap import Integer, Real, find, mix
+from features.schema import FeatureSchema
+
+Int64s = NDArray[np.int64]
+Int32s = NDArray[np.int32]
+Float32s = NDArray[np.float32]
+Float64s = NDArray[np.float64]
+
+NEGATIVES, RANKING = 0, 1  # the two streams of random numbers
+
+
+class Profiles(NamedTuple):
+    """All state of the features, as arrays (Y event types, H history, R recent traffic)."""
+
+    users: Directory
+    history: Int64s  # [users, Y, H], item ids, newest first
+    items: Directory
+    live: Int32s  # [items], rows of known items, in order of appearance
+    recent_count: Int32s  # [items], how often the item stands in `recent`
+    recent: Int32s  # [R], item rows of the latest events, a ring
+    traffic: Int64s  # [3]: known items, ring position, ring length
+    pairs: Counters
+    values: Counters
+    moments: Float64s  # [numbers, 3]: count, mean, sum of squared deviations (Welford)
+    random: NDArray[np.uint64]  # [2], splitmix64 states: of negatives, of ranking (looking changes nothing)
+    half_lives_ms: Float64s  # [L]
+    missing: Int64s  # [F], the id of "not given" per id field
+    uniform_share: Float64s  # [1]
+
+
+def new_profiles(settings: FeatureSettings, schema: FeatureSchema, uniform_share: float, seed: int) -> Profiles:
+    """Empty profiles."""
+    n_types, n_half_lives = len(schema.event_types), len(schema.half_lives_ms)
+    n_numbers = sum(len(reader.numeric) for reader in (schema.item, schema.user, schema.context))
+    return Profiles(
+        users=new_directory(settings.users, len(schema.user.categorical), len(schema.user.numeric)),
+        history=np.zeros((settings.users, n_types, settings.history_length), np.int64),
+        items=new_directory(settings.items, len(schema.item.categorical), len(schema.item.numeric)),
+        live=np.zeros(settings.items, np.int32),
+        recent_count=np.zeros(settings.items, np.int32),
+        # An item in the ring is not evicted, so the ring must leave most rows evictable.
+        recent=np.zeros(min(settings.recent_items, settings.items // 2), np.int32),
+        traffic=np.zeros(3, np.int64),
+        pairs=new_counters(settings.pairs, n_types, n_half_lives),
+        values=new_counters(settings.values, n_types, n_half_lives),
+        moments=np.zeros((n_numbers, 3), np.float64),
+        random=np.array([seed, seed + 1], np.uint64),
+        half_lives_ms=np.array(schema.half_lives_ms, np.float64),
+        missing=schema.missing,
+        uniform_share=np.array([uniform_share], np.float64),
+    )
+
+
+@njit(cache=True)
+def uniform(random: NDArray[np.uint64], stream: Integer) -> Real:
+    """A random number in [0, 1), advancing one of the states (splitmix64)."""
+    random[stream] += np.uint64(0x9E3779B97F4A7C15)
+    return np.float64(mix(np.int64(random[stream])) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@njit(cache=True)
+def user_row(profiles: Profiles, user: Integer, now_ms: Integer) -> Integer:
+    """The user's row, made if need be."""
+    row = find(profiles.users.keys, profiles.users.rows, user)
+    if row < 0:
+        if profiles.users.counts[0] == 0:
+            evict(profiles.users, profiles.recent_count[:0])
+        row = admit(profiles.users, user)
+        profiles.history[row, :, :] = 0
+    profiles.users.last_ms[row] = max(now_ms, profiles.users.last_ms[row])
+    return row
+
+
+@njit(cache=True)
+def item_row(profiles: Profiles, item: Integer, now_ms: Integer) -> Integer:
+    """The item's row, made if need be."""
+    row = find(profiles.items.keys, profiles.items.rows, item)
+    if row < 0:
+        if profiles.items.counts[0] == 0:
+            evict(profiles.items, profiles.recent_count)
+            n_live = 0
+            for k in range(profiles.traffic[0]):
+                if profiles.items.ids[profiles.live[k]] != 0:
+                    profiles.live[n_live] = profiles.live[k]
+                    n_live += 1
+            profiles.traffic[0] = n_live
+        row = admit(profiles.items, item)
+        profiles.items.last_ms[row] = 0
+        profiles.live[profiles.traffic[0]] = row
+        profiles.traffic[0] += 1
+    profiles.items.last_ms[row] = max(now_ms, profiles.items.last_ms[row])
+    return row
+
+
+@njit(cache=True)
+def log_q(profiles: Profiles, row: Integer) -> Real:
+    """Log of the chance that one negative sample is this item, times the number of known items (row -1: unknown item)."""
+    n_known = max(profiles.traffic[0], 1)
+    ratio = profiles.uniform_share[0]
+    if row >= 0 and profiles.traffic[2] > 0:
+        ratio += (1.0 - ratio) * profiles.recent_count[row] / profiles.traffic[2] * n_known
+    return np.log(ratio)
+
+
+@njit(cache=True)
+def sample_item(profiles: Profiles) -> Integer:
+    """The row of a random known item: mostly uniform, the rest by recent traffic; needs a known item."""
+    u = uniform(profiles.random, NEGATIVES)
+    if profiles.traffic[2] > 0 and u >= profiles.uniform_share[0]:
+        return np.int64(profiles.recent[np.int64(uniform(profiles.random, NEGATIVES) * profiles.traffic[2])])
+    return np.int64(profiles.live[np.int64(uniform(profiles.random, NEGATIVES) * profiles.traffic[0])])
+
+
+@njit(cache=True)
+def learn_attributes(directory: Directory, row: Integer, attributes: Int64s, numbers: Float32s) -> None:
+    """Keep what an event says of a user or an item; what it leaves out stays as it was."""
+    for k in range(len(attributes)):
+        if attributes[k] != 0:
+            directory.attributes[row, k] = attributes[k]
+    for k in range(len(numbers)):
+        if not np.isnan(numbers[k]):
+            directory.numbers[row, k] = numbers[k]
+
+
+@njit(cache=True)
+def learn_number(moments: Float64s, value: Real) -> None:
+    """Running mean and variance of one number (Welford 1962)."""
+    if not np.isnan(value):
+        moments[0] += 1.0
+        deviation = value - moments[1]
+        moments[1] += deviation / moments[0]
+        moments[2] += deviation * (value - moments[1])
+
+
+@njit(cache=True)
+def remember(
+    profiles: Profiles,
+    user: Integer,
+    u_row: Integer,
+    item: Integer,
+    i_row: Integer,
+    kind: Integer,
+    now_ms: Integer,
+    interests: Integer,
+) -> None:
+    """Take one event into the user's history, the recent traffic and all counters."""
+    past = profiles.history[u_row, kind]
+    if past[0] != item:
+        for k in range(len(past) - 1, 0, -1):
+            past[k] = past[k - 1]
+        past[0] = item
+
+    size = len(profiles.recent)
+    position = profiles.traffic[1]
+    if profiles.traffic[2] == size:
+        profiles.recent_count[profiles.recent[position]] -= 1
+    else:
+        profiles.traffic[2] += 1
+    profiles.recent[position] = i_row
+    profiles.recent_count[i_row] += 1
+    profiles.traffic[1] = (position + 1) % size
+
+    add(profiles.values, user, now_ms, kind, profiles.half_lives_ms)
+    add(profiles.values, item, now_ms, kind, profiles.half_lives_ms)
+    add(profiles.pairs, pair_key(user, item), now_ms, kind, profiles.half_lives_ms)
+    for k in range(interests):
+        value = profiles.items.attributes[i_row, k]
+        if value != 0:
+            add(profiles.values, value, now_ms, kind, profiles.half_lives_ms)
+            add(profiles.pairs, pair_key(user, value), now_ms, kind, profiles.half_lives_ms)
+
+
+def save_profiles(profiles: Profiles) -> dict[str, NDArray[Any]]:
+    """The profiles as named arrays, only the parts in use; they are views where nothing had to be picked out."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in ("users", "items"):
+        directory: Directory = getattr(profiles, name)
+        arrays |= {f"{name}.{part}": array for part, array in save_directory(directory).items()}
+    arrays["history"] = profiles.history[arrays["users.row"]]
+    arrays["live"] = profiles.live[: profiles.traffic[0]]
+    arrays["recent"] = profiles.recent[: profiles.traffic[2]]
+    for name in ("pairs", "values"):
+        table: Counters = getattr(profiles, name)
+        entry = np.flatnonzero(table.keys)
+        arrays |= {
+            f"{name}.entry": entry,
+            f"{name}.keys": table.keys.reshape(-1)[entry],
+            f"{name}.last_ms": table.last_ms.reshape(-1)[entry],
+            f"{name}.counts": table.counts.reshape(-1, *table.counts.shape[2:])[entry],
+            f"{name}.evicted": table.evicted,
+        }
+    return arrays | {"traffic": profiles.traffic, "moments": profiles.moments, "random": profiles.random}
+
+
+def load_profiles(profiles: Profiles, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Fill fresh profiles with what :func:`save_profiles` gave.
+
+    :raises ValueError: the arrays are of other shapes: they were saved under other settings.
+    """
+    for name in ("users", "items"):
+        directory: Directory = getattr(profiles, name)
+        load_directory(directory, {key.removeprefix(f"{name}."): array for key, array in arrays.items()})
+    profiles.history[arrays["users.row"]] = arrays["history"]
+    for name in ("traffic", "moments", "random"):
+        getattr(profiles, name)[...] = arrays[name]
+    profiles.live[: profiles.traffic[0]] = arrays["live"]
+    profiles.recent[: profiles.traffic[2]] = arrays["recent"]
+    profiles.recent_count[:] = np.bincount(arrays["recent"], minlength=len(profiles.recent_count))
+    for name in ("pairs", "values"):
+        table: Counters = getattr(profiles, name)
+        entry = arrays[f"{name}.entry"]
+        table.keys.reshape(-1)[entry] = arrays[f"{name}.keys"]
+        table.last_ms.reshape(-1)[entry] = arrays[f"{name}.last_ms"]
+        table.counts.reshape(-1, *table.counts.shape[2:])[entry] = arrays[f"{name}.counts"]
+        table.evicted[:] = arrays[f"{name}.evicted"]

@@ -1,0 +1,326 @@
+"""The embedding table: collisionless id → row under a hard byte cap, optimiser state beside the row (ALGORITHMS §5).
+
+One table serves all fields, since a field's name is hashed into its ids. An id gets a row of its own after
+``admit_after`` sightings; until then it uses, and trains, its field's cold row, and a newly admitted row starts as a copy
+of it: new things start at a trained default, not at noise. At the cap the least recently used rows go.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+
+from contracts.batch import Bools, Float32s, Int64s, Rows
+from contracts.settings import EmbeddingSettings
+from features.directory import Directory, admit, evict, load_directory, new_directory, save_directory
+from features.idmap import Integer, Real, find, map_bytes, mix
+
+NO_ROW = -1
+_SKETCH = 1 << 16
+_HALVE_EVERY = 1 << 20  # sightings; the admission filter forgets by halving, as Monolith's sliding filter does
+_STD = 0.01
+_EPSILON = 1e-8
+
+
+def row_bytes(width: int) -> int:
+    """Bytes of one row without its share of the map: weights, accumulator, id, last use, free list, scratch."""
+    return 4 * width + 4 + 8 + 8 + 4 + 4
+
+
+def capacity_for(max_mib: float, width: int) -> int:
+    """The most rows that fit under the cap, map included.
+
+    :raises ValueError: fewer than a thousand would fit.
+    """
+    budget = int(max_mib * (1 << 20))
+    low, high = 0, budget // row_bytes(width) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if middle * row_bytes(width) + map_bytes(middle) <= budget:
+            low = middle
+        else:
+            high = middle
+    if low < 1000:
+        raise ValueError(
+            f"embedding.max_mib must hold at least 1000 rows of width {width}; found {max_mib}, which holds {low}. Raise it."
+        )
+    return low
+
+
+class EmbeddingTable:
+    """Rows for ids, with row-wise Adagrad (one accumulator per row: Naumov et al. 2019, DLRM).
+
+    :param width: floats per row.
+    :param n_fields: id fields; the first rows are their cold rows. History ids are item ids, field 1.
+    """
+
+    def __init__(self, settings: EmbeddingSettings, width: int, n_fields: int, n_types: int, seed: int) -> None:
+        self.width = width
+        self.capacity = capacity_for(settings.max_mib, width)
+        self._settings = settings
+        self._n_fields = n_fields
+        self._n_types = n_types
+        self._directory = new_directory(self.capacity - n_fields, 0, 0)
+        self._weights = np.zeros((self.capacity, width), np.float32)
+        self._accumulators = np.full(self.capacity, settings.initial_accumulator, np.float32)
+        self._sketch = np.zeros((2, _SKETCH), np.uint16)
+        self._counts = np.zeros(3, np.int64)  # sightings since the last halving, rejected sightings, steps
+        self._scratch = np.full(self.capacity, -1, np.int32)
+        generator = torch.Generator().manual_seed(seed)
+        self._weights[:n_fields] = torch.randn(n_fields, width, generator=generator).numpy() * _STD
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in use, cold rows included."""
+        return int(self.capacity - self._directory.counts[0])
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the rows in use and of the map."""
+        return self.n_rows * row_bytes(self.width) + map_bytes(self.capacity - self._n_fields)
+
+    @property
+    def n_evicted(self) -> int:
+        """Rows evicted since the start."""
+        return int(self._directory.counts[1])
+
+    @property
+    def n_rejected(self) -> int:
+        """Sightings that did not yet earn a row."""
+        return int(self._counts[1])
+
+    def rows(self, rows: Rows, sightings: Bools | None = None) -> tuple[Int64s, Int64s]:
+        """Table rows of the examples' ids and histories.
+
+        :param sightings: shape ``[N]``: examples that count as seeing their ids (admission, recency); None: a look only.
+        :returns: shapes ``[N, F]`` and ``[N, Y, H]``; :data:`NO_ROW` where the history has none.
+        """
+        ids = np.empty(rows.ids.shape, np.int64)
+        history = np.empty(rows.history.shape, np.int64)
+        if sightings is None:
+            _look(self._directory, self._n_fields, rows.ids, rows.history, ids, history)
+            return ids, history
+        self._counts[2] += 1
+        _see(
+            self._directory,
+            self._n_fields,
+            rows.ids,
+            sightings,
+            self._sketch,
+            self._settings.admit_after,
+            self._counts,
+            self._weights,
+            self._accumulators,
+            np.float32(self._settings.initial_accumulator),
+            ids,
+        )
+        _look(self._directory, self._n_fields, rows.ids[:0], rows.history, ids[:0], history)
+        return ids, history
+
+    def embed(self, ids: Int64s, history: Int64s) -> torch.Tensor:
+        """Concatenated rows of the fields, then the mean over each type's history.
+
+        :returns: shape ``[N, F + Y, width]``; a type without history gives zeros.
+        """
+        out = np.empty((len(ids), ids.shape[1] + history.shape[1], self.width), np.float32)
+        _embed(self._weights, ids, history, out)
+        return torch.from_numpy(out)
+
+    def update(self, ids: Int64s, history: Int64s, gradient: torch.Tensor, scale: float) -> None:
+        """One row-wise Adagrad step: A += mean(g²); w −= lr·g/(√A + ε), g summed over the row's uses.
+
+        :param gradient: shape ``[N, F + Y, width]``, of what :meth:`embed` returned.
+        :param scale: factor that turns the mean loss's gradient into one per example, so that a row's step does not
+            depend on the size of the batch.
+        """
+        _update(
+            self._weights,
+            self._accumulators,
+            self._scratch,
+            ids,
+            history,
+            gradient.numpy(),
+            np.float32(scale),
+            np.float32(self._settings.learning_rate),
+        )
+
+    def save(self) -> dict[str, NDArray[Any]]:
+        """The rows in use and all state beside them."""
+        arrays = {f"directory.{name}": array for name, array in save_directory(self._directory).items()}
+        row = np.concatenate([np.arange(self._n_fields), arrays["directory.row"] + self._n_fields])
+        return arrays | {
+            "weights": self._weights[row],
+            "accumulators": self._accumulators[row],
+            "sketch": self._sketch,
+            "counts": self._counts,
+        }
+
+    def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Fill a fresh table with what :meth:`save` gave."""
+        load_directory(self._directory, {name.removeprefix("directory."): array for name, array in arrays.items()})
+        row = np.concatenate([np.arange(self._n_fields), arrays["directory.row"] + self._n_fields])
+        self._weights[row] = arrays["weights"]
+        self._accumulators[row] = arrays["accumulators"]
+        self._sketch[...] = arrays["sketch"]
+        self._counts[...] = arrays["counts"]
+
+
+@njit(cache=True)
+def _look(
+    directory: Directory, n_fields: Integer, ids: Int64s, history: Int64s, out_ids: Int64s, out_history: Int64s
+) -> None:
+    for n in range(ids.shape[0]):
+        for f in range(ids.shape[1]):
+            row = find(directory.keys, directory.rows, ids[n, f])
+            out_ids[n, f] = row + n_fields if row >= 0 else f
+    for n in range(history.shape[0]):
+        for y in range(history.shape[1]):
+            for h in range(history.shape[2]):
+                if history[n, y, h] == 0:
+                    out_history[n, y, h] = NO_ROW
+                else:
+                    row = find(directory.keys, directory.rows, history[n, y, h])
+                    out_history[n, y, h] = row + n_fields if row >= 0 else 1
+
+
+@njit(cache=True)
+def _see(
+    directory: Directory,
+    n_fields: Integer,
+    ids: Int64s,
+    sightings: Bools,
+    sketch: NDArray[np.uint16],
+    admit_after: Integer,
+    counts: Int64s,
+    weights: Float32s,
+    accumulators: Float32s,
+    initial: Real,
+    out: Int64s,
+) -> None:
+    for n in range(ids.shape[0]):
+        for f in range(ids.shape[1]):
+            key = ids[n, f]
+            row = find(directory.keys, directory.rows, key)
+            if row < 0 and sightings[n]:
+                seen = _sighted(sketch, key, counts)
+                if seen >= admit_after:
+                    if directory.counts[0] == 0:
+                        evict(directory, directory.free[:0])
+                    row = admit(directory, key)
+                    weights[row + n_fields] = weights[f]
+                    accumulators[row + n_fields] = initial
+                else:
+                    counts[1] += 1
+            if row >= 0:
+                directory.last_ms[row] = counts[2]
+            out[n, f] = row + n_fields if row >= 0 else f
+
+
+@njit(cache=True)
+def _sighted(sketch: NDArray[np.uint16], key: Integer, counts: Int64s) -> Integer:
+    """Count a sighting in a count-min sketch of two rows (Cormode & Muthukrishnan 2005) and return the estimate."""
+    counts[0] += 1
+    if counts[0] >= _HALVE_EVERY:
+        counts[0] = 0
+        for r in range(2):
+            for c in range(_SKETCH):
+                sketch[r, c] >>= np.uint16(1)
+    hashed = mix(key)
+    least = 65535
+    for r in range(2):
+        cell = np.int64(hashed >> np.uint64(16 * r)) & (_SKETCH - 1)
+        if sketch[r, cell] < 65535:
+            sketch[r, cell] += np.uint16(1)
+        least = min(least, np.int64(sketch[r, cell]))
+    return least
+
+
+@njit(cache=True, fastmath=True)
+def _embed(weights: Float32s, ids: Int64s, history: Int64s, out: Float32s) -> None:
+    n_fields, width = ids.shape[1], weights.shape[1]
+    for n in range(ids.shape[0]):
+        for f in range(n_fields):
+            for d in range(width):
+                out[n, f, d] = weights[ids[n, f], d]
+        for y in range(history.shape[1]):
+            length = 0
+            for d in range(width):
+                out[n, n_fields + y, d] = 0.0
+            for h in range(history.shape[2]):
+                row = history[n, y, h]
+                if row >= 0:
+                    length += 1
+                    for d in range(width):
+                        out[n, n_fields + y, d] += weights[row, d]
+            if length > 1:
+                share = np.float32(1.0 / length)
+                for d in range(width):
+                    out[n, n_fields + y, d] *= share
+
+
+@njit(cache=True, fastmath=True)
+def _update(
+    weights: Float32s,
+    accumulators: Float32s,
+    scratch: NDArray[np.int32],
+    ids: Int64s,
+    history: Int64s,
+    gradient: Float32s,
+    scale: Real,
+    learning_rate: Real,
+) -> None:
+    n_fields, width = ids.shape[1], weights.shape[1]
+    n_uses = ids.size + history.size
+    touched = np.empty(n_uses, np.int64)
+    summed = np.empty((n_uses, width), np.float32)
+    n_touched = 0
+    for n in range(ids.shape[0]):
+        for f in range(n_fields):
+            n_touched = _gather(ids[n, f], gradient[n, f], scale, scratch, touched, summed, n_touched)
+        for y in range(history.shape[1]):
+            length = 0
+            for h in range(history.shape[2]):
+                length += history[n, y, h] >= 0
+            if length > 0:
+                share = scale / np.float32(length)
+                for h in range(history.shape[2]):
+                    if history[n, y, h] >= 0:
+                        n_touched = _gather(
+                            history[n, y, h], gradient[n, n_fields + y], share, scratch, touched, summed, n_touched
+                        )
+    for k in range(n_touched):
+        row = touched[k]
+        scratch[row] = -1
+        square = np.float32(0.0)
+        for d in range(width):
+            square += summed[k, d] * summed[k, d]
+        accumulators[row] += square / np.float32(width)
+        step = learning_rate / (np.sqrt(accumulators[row]) + np.float32(_EPSILON))
+        for d in range(width):
+            weights[row, d] -= step * summed[k, d]
+
+
+@njit(cache=True, fastmath=True)
+def _gather(
+    row: Integer,
+    gradient: Float32s,
+    scale: Real,
+    scratch: NDArray[np.int32],
+    touched: Int64s,
+    summed: Float32s,
+    n_touched: Integer,
+) -> Integer:
+    at = np.int64(scratch[row])
+    if at < 0:
+        at = n_touched
+        scratch[row] = at
+        touched[at] = row
+        for d in range(len(gradient)):
+            summed[at, d] = scale * gradient[d]
+        return n_touched + 1
+    for d in range(len(gradient)):
+        summed[at, d] += scale * gradient[d]
+    return n_touched

@@ -1,0 +1,127 @@
+"""The learner's loop: batches are learned, barriers become snapshots."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+from contracts.batch import Barrier, Batch, Layout
+from contracts.records import Offsets
+from contracts.settings import Settings
+from learner.metrics import LearnerMetrics
+from learner.snapshot import Snapshot, SnapshotStore
+from learner.trainer import Trainer
+
+log = logging.getLogger("anabranch.learner")
+
+INGEST, LEARNER = "ingest", "learner"
+"""Names of the two sides' states in a snapshot."""
+
+
+class LearnerLoop:
+    """Learns a stream and publishes a snapshot at each barrier.
+
+    :param store: None: barriers only pass by (`evaluate`).
+    :param published: told the offsets of every published snapshot, for lag tools.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        trainer: Trainer,
+        metrics: LearnerMetrics,
+        store: SnapshotStore | None,
+        published: Callable[[Offsets], None] = lambda _: None,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._settings = settings
+        self._trainer = trainer
+        self._metrics = metrics
+        self._store = store
+        self._published = published
+        self._clock_ms = clock_ms
+
+    def run(self, stream: Iterable[Batch | Barrier], progress: Callable[[Batch], None] = lambda _: None) -> None:
+        """Learn until the stream ends.
+
+        :raises OSError: the last snapshot could not be written; an earlier failure is counted, and the next barrier
+            tries again.
+        """
+        failure: OSError | None = None
+        for piece in stream:
+            if isinstance(piece, Barrier):
+                failure = self._publish(piece)
+            else:
+                started = time.perf_counter()
+                self._trainer.step(piece)
+                self._metrics.stepped(self._trainer, piece, time.perf_counter() - started)
+                for task in self._trainer.drifted:
+                    log.warning(
+                        "Drift: the prequential loss of `%s` has changed (now %.4f).", task, self._trainer.losses[task]
+                    )
+                progress(piece)
+        if failure is not None:
+            raise failure
+
+    def _publish(self, barrier: Barrier) -> OSError | None:
+        self._metrics.refresh(self._trainer, barrier.event_time_ms)
+        if self._store is None or barrier.event_time_ms < 0:
+            return None
+        started = time.perf_counter()
+        groups, state = self._trainer.save()
+        try:
+            manifest = self._store.publish(
+                {**barrier.groups, **groups},
+                {INGEST: barrier.state, LEARNER: state},
+                created_ms=self._clock_ms(),
+                event_time_ms=barrier.event_time_ms,
+                n_events=barrier.n_events,
+                offsets=barrier.offsets,
+                settings_fingerprint=self._settings.fingerprint(),
+                tasks=self._trainer.layout.tasks,
+                layout=asdict(self._trainer.layout),
+            )
+        except OSError as error:
+            self._metrics.snapshot_failures.inc()
+            log.exception("Snapshot failed; learning goes on and the next barrier tries again.")
+            return error
+        seconds = time.perf_counter() - started
+        self._metrics.snapshot_seconds.observe(seconds)
+        self._metrics.snapshot_bytes.set(manifest.total_bytes)
+        self._metrics.snapshot_success.set(self._clock_ms() / 1000)
+        log.info(
+            "Snapshot v%08d: %d events, %.1f MB in %.2f s.",
+            manifest.version,
+            manifest.n_events,
+            manifest.total_bytes / 1e6,
+            seconds,
+        )
+        self._published(barrier.offsets)
+        return None
+
+
+class OtherSettingsError(ValueError):
+    """A snapshot was made under settings whose arrays have other shapes or meanings."""
+
+
+def check_snapshot(snapshot: Snapshot, settings: Settings, layout: Layout) -> None:
+    """A snapshot resumes only under the settings that shaped it.
+
+    :raises OtherSettingsError: names both fingerprints, and the tasks or columns that differ.
+    """
+    manifest = snapshot.manifest
+    if manifest.settings_fingerprint == settings.fingerprint():
+        return
+    now: dict[str, Any] = asdict(layout)
+    differ = [
+        f"{name}: snapshot {manifest.layout.get(name)}, settings {list(value) if isinstance(value, tuple) else value}"
+        for name, value in now.items()
+        if manifest.layout.get(name) != (list(value) if isinstance(value, tuple) else value) and name != "dense"
+    ]
+    raise OtherSettingsError(
+        f"Snapshot v{manifest.version:08d} was made under settings {manifest.settings_fingerprint}, these are "
+        f"{settings.fingerprint()}"
+        + (f" ({'; '.join(differ)})" if differ else " (features, model, embedding, events, negatives or batch differ)")
+        + ". Restore the old settings, or give `snapshot.directory` a new, empty folder to start afresh."
+    )

@@ -1,0 +1,96 @@
+"""What the learner tells Prometheus (ALGORITHMS §9)."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from contracts.batch import Batch
+from learner.evaluation import Quality
+from learner.trainer import Trainer
+
+_TABLE = "ids"  # one table serves all fields
+_QUALITY_EVERY_BATCHES = 50
+
+
+class LearnerMetrics:
+    """Counters, gauges and histograms of trainer, quality, drift, table and snapshots.
+
+    :param detector: the drift detector's name, for its label.
+    """
+
+    def __init__(self, registry: CollectorRegistry, detector: str) -> None:
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
+        self._detector = detector
+        self._batches = 0
+        self._told: dict[str, float] = {}
+        self.examples = counter("anabranch_train_examples", "Labels learned from.", ("task",))
+        self.positives = counter("anabranch_train_positives", "Positive labels learned from.", ("task",))
+        self.batch_seconds = Histogram(
+            "anabranch_train_batch_seconds",
+            "Time of one step.",
+            buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5),
+            registry=registry,
+        )
+        self.loss = gauge("anabranch_train_loss", "Mean prequential log-loss of the latest batch.", ("task",))
+        self.nonfinite = counter("anabranch_nonfinite_batches", "Batches skipped: loss or gradient was not finite.")
+        self.ne = gauge(
+            "anabranch_prequential_ne", "Normalised entropy; below 1 beats the base rate.", ("task", "window")
+        )
+        self.auc = gauge("anabranch_prequential_auc", "Area under the ROC curve.", ("task", "window"))
+        self.calibration = gauge("anabranch_calibration_ratio", "Predicted over actual positives.", ("task", "window"))
+        self.drift = counter("anabranch_drift_alarms", "Changes found in the prequential loss.", ("detector", "task"))
+        self.rows = gauge("anabranch_embedding_rows", "Rows in use.", ("table",))
+        self.bytes = gauge("anabranch_embedding_bytes", "Bytes in use, map included.", ("table",))
+        self.evicted = counter("anabranch_embedding_evicted", "Rows evicted at the cap.", ("table",))
+        self.rejected = counter(
+            "anabranch_embedding_admission_rejected", "Sightings of ids not yet admitted.", ("table",)
+        )
+        self.snapshot_seconds = Histogram(
+            "anabranch_snapshot_seconds",
+            "Time to write and publish a snapshot.",
+            buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=registry,
+        )
+        self.snapshot_bytes = gauge("anabranch_snapshot_bytes", "Size of the latest snapshot.")
+        self.snapshot_success = gauge(
+            "anabranch_snapshot_last_success_timestamp_seconds", "When the latest snapshot was published."
+        )
+        self.snapshot_failures = counter("anabranch_snapshot_failures", "Snapshots that could not be written.")
+
+    def stepped(self, trainer: Trainer, batch: Batch, seconds: float) -> None:
+        """After a step."""
+        self.batch_seconds.observe(seconds)
+        for task in trainer.drifted:
+            self.drift.labels(self._detector, task).inc()
+        self._batches += 1
+        if self._batches % _QUALITY_EVERY_BATCHES == 0:
+            self.refresh(trainer, batch.watermark_ms)
+
+    def refresh(self, trainer: Trainer, now_ms: int) -> None:
+        """Bring the gauges up to date; adding up the windows costs more than a step should."""
+        for index, task in enumerate(trainer.layout.tasks):
+            self._add(self.examples.labels(task), f"examples {task}", trainer.n_learned[index])
+            self._add(self.positives.labels(task), f"positives {task}", trainer.n_positives[index])
+            if task in trainer.losses:
+                self.loss.labels(task).set(trainer.losses[task])
+        self._add(self.nonfinite, "nonfinite", trainer.n_nonfinite)
+        self._add(self.evicted.labels(_TABLE), "evicted", trainer.table.n_evicted)
+        self._add(self.rejected.labels(_TABLE), "rejected", trainer.table.n_rejected)
+        self.rows.labels(_TABLE).set(trainer.table.n_rows)
+        self.bytes.labels(_TABLE).set(trainer.table.n_bytes)
+        self._tell_quality(trainer.quality, now_ms)
+
+    def _tell_quality(self, quality: Quality, now_ms: int) -> None:
+        everything = {task: metrics["all"] for task, metrics in quality.report().items()}
+        for window, tasks in (("all", everything), ("sliding", quality.window(now_ms))):
+            for task, metrics in tasks.items():
+                for gauge, name in ((self.ne, "ne"), (self.auc, "auc"), (self.calibration, "calibration")):
+                    value = metrics[name]
+                    gauge.labels(task, window).set(float("nan") if value is None else value)
+
+    def _add(self, counter: Counter, name: str, total: float) -> None:
+        counter.inc(max(float(total) - self._told.get(name, 0.0), 0.0))
+        self._told[name] = float(total)

@@ -1,0 +1,367 @@
+"""The snapshot store: versions of a model on disk, each whole or not there, the newest whole one found again.
+
+One folder per version::
+
+    LATEST                   names the version that counts
+    LOCK                     held by the one process that writes
+    v00000007/               manifest.json, <group>.safetensors, <state>.msgpack
+    v00000008.tmp/           being written or deleted, or left by a process that died
+    v00000009.rolled-back/   set aside by a rollback
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import logging
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+from numpy.typing import NDArray
+
+from contracts.manifest import FileEntry, Manifest, encode_manifest
+from contracts.records import Offsets, encode_offsets
+from learner.disk import Disk, WriterLock
+from learner.snapshot_files import (
+    GROUP,
+    MANIFEST,
+    STATE,
+    NoSnapshotError,
+    Skipped,
+    Snapshot,
+    SnapshotDamagedError,
+    SnapshotError,
+    SnapshotLockedError,
+    VanishedError,
+    VersionFolder,
+    check_group,
+    encode_group,
+    encode_state,
+    file_name,
+)
+
+__all__ = [
+    "NoSnapshotError",
+    "Skipped",
+    "Snapshot",
+    "SnapshotDamagedError",
+    "SnapshotError",
+    "SnapshotLockedError",
+    "SnapshotStore",
+]
+
+LATEST = "LATEST"
+LOCK = "LOCK"
+ROLLED_BACK = ".rolled-back"
+TEMPORARY = ".tmp"
+_VERSION = re.compile(r"v([0-9]{8})")
+_ANY_VERSION = re.compile(r"v([0-9]{8})(\..+)?")
+_RETRIES = 20
+
+log = logging.getLogger(__name__)
+
+
+class SnapshotStore:
+    """Versions under one directory. Reading needs no lock and may happen while another process writes.
+
+    The first :meth:`publish` or :meth:`rollback` takes the writer's lock; :meth:`acquire` takes it earlier.
+
+    :param directory: made by the first writer where missing.
+    :param keep: whole versions to keep, the latest among them.
+    """
+
+    def __init__(self, directory: Path, keep: int = 3, disk: Disk | None = None) -> None:
+        if keep < 1:
+            raise ValueError(f"A store keeps at least one version; found keep = {keep}.")
+        self.directory = directory
+        self.keep = keep
+        self._disk = disk or Disk()
+        self._lock = WriterLock(directory / LOCK)
+
+    # --- reading ---
+
+    def versions(self) -> list[int]:
+        """The versions up to the latest, oldest first, damaged ones included."""
+        return self._view()[1]
+
+    def latest_version(self) -> int | None:
+        """The version that counts; None in an empty or missing store."""
+        versions = self.versions()
+        return versions[-1] if versions else None
+
+    def path(self, version: int) -> Path:
+        """The folder of a version."""
+        return self.directory / f"v{version:08d}"
+
+    def manifest(self, version: int) -> Manifest:
+        """The manifest of a version.
+
+        :raises NoSnapshotError: there is no such version.
+        :raises SnapshotDamagedError: its manifest cannot be used.
+        """
+        return self._folder(version).manifest()
+
+    def load(
+        self,
+        version: int | None = None,
+        groups: Collection[str] | None = None,
+        states: Collection[str] | None = None,
+    ) -> Snapshot:
+        """Load a version, or the newest whole one; checksums of all that is loaded are verified.
+
+        :param groups: names of the array groups to load; None: all.
+        :param states: names of the states to load; None: all.
+        :returns: arrays that own their memory and can be written to.
+        :raises NoSnapshotError: no such version, or none at all: a fresh start.
+        :raises SnapshotDamagedError: this version, or every version, is damaged: no fresh start without a person.
+        """
+        if version is not None:
+            return self._folder(version).load(groups, states)
+        for _ in range(_RETRIES):
+            # A version can be deleted while it is read, by a writer that went on. Then there is a newer one.
+            with contextlib.suppress(VanishedError):
+                found = self._load_newest(groups, states)
+                for skipped in found.skipped:
+                    log.warning("%s Using v%08d instead.", skipped.problem, found.manifest.version)
+                return found
+        raise SnapshotError(f"{self.directory}: versions vanish faster than they can be read; raise snapshot.keep.")
+
+    def verify(self, version: int, *, quick: bool = False) -> list[str]:
+        """What is wrong with a version, a line per file; empty where it is whole.
+
+        :param quick: look at the manifest and the sizes only.
+        :raises NoSnapshotError: there is no such version.
+        """
+        return self._folder(version).verify(quick=quick)
+
+    def _folder(self, version: int) -> VersionFolder:
+        return VersionFolder(self.path(version), version)
+
+    def _load_newest(self, groups: Collection[str] | None, states: Collection[str] | None) -> Snapshot:
+        named, versions = self._view()
+        errors: list[SnapshotDamagedError] = []
+        if named is not None and named not in versions:
+            errors.append(SnapshotDamagedError(named, f"v{named:08d}", f"missing, though {LATEST} names it"))
+        for version in reversed(versions):
+            try:
+                loaded = self._folder(version).load(groups, states)
+            except SnapshotDamagedError as error:
+                errors.append(error)
+            else:
+                return replace(loaded, skipped=tuple(Skipped(error.version, str(error)) for error in errors))
+        if not errors:
+            raise NoSnapshotError(f"{self.directory} has no snapshot yet.")
+        newest = errors[0]
+        raise SnapshotDamagedError(
+            newest.version, newest.file, f"{newest.problem}; no whole version in {self.directory} to fall back to"
+        )
+
+    def _view(self) -> tuple[int | None, list[int]]:
+        """What ``LATEST`` names, and the versions up to it, both from the same moment."""
+        named = self._named_latest()
+        for _ in range(_RETRIES):
+            present = sorted(
+                int(match[1])
+                for name in self._listing()
+                if (match := _VERSION.fullmatch(name)) and (self.directory / name).is_dir()
+            )
+            before, named = named, self._named_latest()
+            if named == before:
+                break
+        return named, [version for version in present if named is None or version <= named]
+
+    def _listing(self) -> list[str]:
+        try:
+            return [path.name for path in self.directory.iterdir()]
+        except FileNotFoundError:
+            return []
+
+    def _named_latest(self) -> int | None:
+        """The version in ``LATEST``; None where the file is missing or damaged."""
+        try:
+            text = (self.directory / LATEST).read_bytes()
+        except OSError:
+            return None
+        match = _VERSION.match(text.decode("ascii", "replace"))
+        if match is None or text != _latest_text(int(match[1])):
+            log.warning("%s is damaged; taking the newest version there is.", self.directory / LATEST)
+            return None
+        return int(match[1])
+
+    # --- writing ---
+
+    def acquire(self) -> None:
+        """Become the one writer, and clear what a dead one left.
+
+        :raises SnapshotLockedError: another process is; the message names it.
+        """
+        if self._lock.held:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        holder = self._lock.acquire()
+        if holder is not None:
+            raise SnapshotLockedError(
+                f"{self.directory} is written by {holder}. Stop it first, or set another snapshot.directory."
+            )
+        for name in self._listing():
+            if name.endswith(TEMPORARY) and _ANY_VERSION.fullmatch(name):
+                log.info("Removing %s, left by a run that ended early.", name)
+                self._disk.remove(self.directory / name)
+        # Above LATEST lies what a publish did not finish or a rollback did not set aside: neither may come back.
+        latest = self._named_latest()
+        if latest is not None:
+            self._set_aside_above(latest)
+
+    def release(self) -> None:
+        """Let another process write; doing so twice is fine."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def publish(
+        self,
+        groups: Mapping[str, Mapping[str, NDArray[Any]]],
+        states: Mapping[str, object],
+        *,
+        created_ms: int,
+        event_time_ms: int,
+        n_events: int,
+        offsets: Offsets,
+        settings_fingerprint: str,
+        tasks: Sequence[str],
+        layout: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Write a new version and make it the latest. The order is what makes it safe:
+
+        1. every file into ``vN.tmp``, each synced; the manifest last; then the folder synced;
+        2. the folder renamed to ``vN``, its parent synced;
+        3. ``LATEST`` written beside, synced, renamed, the parent synced;
+        4. only then versions beyond ``keep`` deleted.
+
+        :param groups: arrays by group and name: bool, integers, floats, of any shape.
+        :param states: plain msgpack types by name.
+        :param created_ms: wall clock, milliseconds since the epoch.
+        :raises ValueError: a name, array or state that cannot be stored; nothing was written.
+        :raises OSError: the disk failed. The latest version is whole, be it the one before or the new one.
+        :raises SnapshotLockedError: another process writes.
+        """
+        encoded = {file_name(name, STATE): encode_state(name, state) for name, state in states.items()}
+        checked = {file_name(name, GROUP): check_group(name, arrays) for name, arrays in groups.items()}
+        self.acquire()
+        number = self._next_version()
+        manifest = Manifest(
+            library=_library_version(),
+            version=number,
+            created_ms=created_ms,
+            event_time_ms=event_time_ms,
+            n_events=n_events,
+            offsets=encode_offsets(offsets),
+            settings_fingerprint=settings_fingerprint,
+            tasks=list(tasks),
+            layout=dict(layout or {}),
+            files={},
+        )
+        encode_manifest(manifest)  # a layout that is not JSON shows before anything is written
+        # One group in memory at a time: the largest may be as big as the embedding table's cap.
+        contents = ((file, encode_group(arrays)) for file, arrays in checked.items())
+        try:
+            manifest = self._write_version(manifest, contents, encoded)
+            self._point_to(number)
+        except OSError:
+            self._discard(number)
+            raise
+        self._delete_old()
+        return manifest
+
+    def rollback(self, version: int) -> Manifest:
+        """Make an older version the latest, for the learner and the scorers; newer ones are set aside, not deleted.
+
+        Numbers go on above all that are there, set aside ones included, so that no two snapshots share one.
+
+        :raises NoSnapshotError: there is no such version.
+        :raises SnapshotDamagedError: it is not whole.
+        :raises SnapshotLockedError: a learner is running; stop it first.
+        """
+        self.acquire()
+        manifest = self._folder(version).load(None, None).manifest
+        # LATEST first: from here on nobody loads a newer one, and `acquire` finishes what a crash leaves undone.
+        self._point_to(version)
+        self._set_aside_above(version)
+        return manifest
+
+    def _write_version(
+        self, manifest: Manifest, groups: Iterable[tuple[str, bytes]], states: Mapping[str, bytes]
+    ) -> Manifest:
+        folder = self._temporary(manifest.version)
+        self._disk.make_folder(folder)
+        files: dict[str, FileEntry] = {}
+        for contents in (groups, states.items()):
+            for file, data in contents:
+                self._disk.write(folder / file, data)
+                files[file] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
+        manifest = msgspec.structs.replace(manifest, files=files)
+        self._disk.write(folder / MANIFEST, encode_manifest(manifest))
+        self._disk.sync_folder(folder)
+        self._disk.rename(folder, self.path(manifest.version))
+        self._disk.sync_folder(self.directory)
+        return manifest
+
+    def _temporary(self, version: int) -> Path:
+        return self.directory / f"v{version:08d}{TEMPORARY}"
+
+    def _next_version(self) -> int:
+        numbers = [int(match[1]) for match in map(_ANY_VERSION.fullmatch, self._listing()) if match]
+        return max([*numbers, self._named_latest() or 0]) + 1
+
+    def _point_to(self, version: int) -> None:
+        beside = self.directory / f"{LATEST}{TEMPORARY}"
+        self._disk.write(beside, _latest_text(version))
+        self._disk.rename(beside, self.directory / LATEST)
+        self._disk.sync_folder(self.directory)
+
+    def _set_aside_above(self, latest: int) -> None:
+        for name in self._listing():
+            match = _VERSION.fullmatch(name)
+            if match and int(match[1]) > latest:
+                log.warning("Setting aside %s: the version that counts is %d.", name, latest)
+                self._disk.rename(self.directory / name, self.directory / f"{name}{ROLLED_BACK}")
+        self._disk.sync_folder(self.directory)
+
+    def _discard(self, version: int) -> None:
+        """Free the disk of a version that could not be finished: on a full disk every try would leave one."""
+        with contextlib.suppress(OSError):
+            if self.path(version).exists() and self._named_latest() != version:
+                self._disk.rename(self.path(version), self._temporary(version))
+            if self._temporary(version).exists():
+                self._disk.remove(self._temporary(version))
+
+    def _delete_old(self) -> None:
+        for version in self.versions()[: -self.keep]:
+            try:
+                # Renamed first: a reader finds a version whole or not at all.
+                self._disk.rename(self.path(version), self._temporary(version))
+                self._disk.remove(self._temporary(version))
+            except OSError as error:
+                # The new version is safe on the disk; that an old one stays is no reason to fail.
+                log.warning("Version %d cannot be deleted: %s", version, error)
+
+
+def _latest_text(version: int) -> bytes:
+    # With a checksum: a flipped bit in a digit could otherwise name another version that exists.
+    name = f"v{version:08d}"
+    return f"{name} {hashlib.sha256(name.encode()).hexdigest()[:8]}\n".encode()
+
+
+def _library_version() -> str:
+    try:
+        return importlib.metadata.version("anabranch")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
+        return "0"

@@ -1,0 +1,219 @@
+"""One version of a snapshot: arrays as safetensors, state as msgpack; nothing that loads can execute code."""
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from contracts.manifest import FILE_NAME, FileEntry, Manifest, ManifestError, decode_manifest
+
+Arrays = dict[str, NDArray[Any]]
+
+MANIFEST = "manifest.json"
+GROUP = "safetensors"
+STATE = "msgpack"
+
+
+class SnapshotError(Exception):
+    """The snapshot store cannot do what was asked."""
+
+
+class NoSnapshotError(SnapshotError):
+    """There is no such version, or none at all."""
+
+
+class SnapshotLockedError(SnapshotError):
+    """Another process writes to the store."""
+
+
+class SnapshotDamagedError(SnapshotError):
+    """A version that cannot be used, with the file and what is wrong with it."""
+
+    def __init__(self, version: int, file: str, problem: str) -> None:
+        super().__init__(f"Snapshot v{version:08d} is damaged: {file}: {problem}.")
+        self.version = version
+        self.file = file
+        self.problem = problem
+
+
+class VanishedError(NoSnapshotError):
+    """The version was there, and is not any more: the writer deleted it meanwhile."""
+
+
+class Skipped(NamedTuple):
+    """A version passed over, and why."""
+
+    version: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What was loaded: arrays by group and name, states by name; ``skipped`` are newer versions that are damaged."""
+
+    manifest: Manifest
+    groups: dict[str, Arrays]
+    states: dict[str, Any]
+    skipped: tuple[Skipped, ...] = ()
+
+
+def file_name(name: str, kind: str) -> str:
+    """The file of a group or a state.
+
+    :raises ValueError: not a name for a file.
+    """
+    file = f"{name}.{kind}"
+    if not re.fullmatch(FILE_NAME, file):
+        raise ValueError(f"A snapshot's group or state is named in lower case, digits, - and _; found `{name}`.")
+    return file
+
+
+def check_group(name: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    """The arrays of a group, made contiguous where they are not.
+
+    :raises ValueError: an array of another type than bool, integer or float.
+    """
+    checked = {}
+    for key, array in arrays.items():
+        if key == "__metadata__" or array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+            raise ValueError(f"The array `{name}.{key}` must be of bool, integers or floats; found {array.dtype}.")
+        # safetensors writes the memory as it lies, whatever the strides say.
+        checked[key] = np.asarray(array, order="C")
+    return checked
+
+
+def encode_group(arrays: Arrays) -> bytes:
+    """Checked arrays as bytes."""
+    data: bytes = safetensors.numpy.save(arrays)
+    return data
+
+
+def encode_state(name: str, state: object) -> bytes:
+    """A state as bytes.
+
+    :raises ValueError: it holds something that is not plain msgpack.
+    """
+    try:
+        return msgspec.msgpack.encode(state)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"The state `{name}` must hold plain msgpack types: {error}") from error
+
+
+def decode_file(file: str, data: bytes) -> Any:
+    """The arrays of a group, or a state. The arrays own their memory and can be written to.
+
+    :raises ValueError: the bytes are not what the file's name says.
+    """
+    try:
+        if file.endswith(f".{GROUP}"):
+            return safetensors.numpy.load(data)
+        return msgspec.msgpack.decode(data)
+    except Exception as error:  # a parser may say anything about bytes made to hurt it
+        raise ValueError(f"cannot be read: {error}") from error
+
+
+class VersionFolder:
+    """The folder of one version, read with every doubt: whatever is wrong becomes :class:`SnapshotDamagedError`."""
+
+    def __init__(self, path: Path, version: int) -> None:
+        self._path = path
+        self._version = version
+
+    def manifest(self) -> Manifest:
+        """The manifest.
+
+        :raises NoSnapshotError: there is no such version.
+        :raises SnapshotDamagedError: the manifest cannot be used.
+        """
+        if not self._path.is_dir():
+            raise VanishedError(f"{self._path.parent} has no snapshot {self._version}; see `anabranch snapshots list`.")
+        try:
+            manifest = decode_manifest(self._read(MANIFEST))
+        except ManifestError as error:
+            raise self._damaged(MANIFEST, str(error)) from error
+        if manifest.version != self._version:
+            raise self._damaged(MANIFEST, f"it is the manifest of version {manifest.version}")
+        return manifest
+
+    def load(self, groups: Collection[str] | None, states: Collection[str] | None) -> Snapshot:
+        """The named groups and states, or all where None.
+
+        :raises NoSnapshotError: there is no such version.
+        :raises SnapshotDamagedError: something of what was asked for cannot be used.
+        """
+        manifest = self.manifest()
+        wanted = {GROUP: groups, STATE: states}
+        loaded: dict[str, dict[str, Any]] = {GROUP: {}, STATE: {}}
+        for kind, names in wanted.items():
+            for name in names or ():
+                if f"{name}.{kind}" not in manifest.files:
+                    raise self._damaged(MANIFEST, f"it names no file {name}.{kind}")
+        for file, entry in manifest.files.items():
+            name, kind = file.split(".")
+            names = wanted[kind]
+            if names is None or name in names:
+                loaded[kind][name] = self._parse(file, entry)
+        return Snapshot(manifest, loaded[GROUP], loaded[STATE])
+
+    def verify(self, *, quick: bool) -> list[str]:
+        """What is wrong, a line per file.
+
+        :param quick: look at the manifest and the sizes only.
+        :raises NoSnapshotError: there is no such version.
+        """
+        try:
+            manifest = self.manifest()
+        except SnapshotDamagedError as error:
+            return [f"{error.file}: {error.problem}"]
+        problems = []
+        for file, entry in manifest.files.items():
+            try:
+                if quick:
+                    self._check_size(file, entry)
+                else:
+                    self._parse(file, entry)
+            except SnapshotDamagedError as error:
+                problems.append(f"{error.file}: {error.problem}")
+        return problems
+
+    def _parse(self, file: str, entry: FileEntry) -> Any:
+        self._check_size(file, entry)
+        data = self._read(file)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise self._damaged(file, "the checksum does not match the manifest's")
+        try:
+            return decode_file(file, data)
+        except ValueError as error:
+            raise self._damaged(file, str(error)) from error
+
+    def _check_size(self, file: str, entry: FileEntry) -> None:
+        path = self._path / file
+        try:
+            regular, size = path.is_file(), path.stat().st_size
+        except OSError as error:
+            raise self._unreadable(file, error) from error
+        if not regular:
+            raise self._damaged(file, "not a regular file")
+        if size != entry.bytes:
+            raise self._damaged(file, f"{size} bytes instead of {entry.bytes}")
+
+    def _read(self, file: str) -> bytes:
+        try:
+            return (self._path / file).read_bytes()
+        except OSError as error:
+            raise self._unreadable(file, error) from error
+
+    def _unreadable(self, file: str, error: OSError) -> SnapshotError:
+        if not self._path.is_dir():
+            return VanishedError(f"{self._path} was deleted while it was read.")
+        return self._damaged(file, error.strerror or str(error))
+
+    def _damaged(self, file: str, problem: str) -> SnapshotDamagedError:
+        return SnapshotDamagedError(self._version, file, problem)

@@ -1,0 +1,76 @@
+"""Examples that wait for their labels, in the slots that the join gave them: features as of their exposure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contracts.batch import Batch, Float32s, Int64s, Layout, Rows
+
+_FIRST_SLOTS = 1024
+
+
+class ExampleStore:
+    """Columns indexed by slot. A late label trains on these features, never on today's (DESIGN §2)."""
+
+    def __init__(self, layout: Layout) -> None:
+        n_tasks = len(layout.tasks)
+        self._columns: dict[str, NDArray[Any]] = {
+            "ids": np.zeros((_FIRST_SLOTS, len(layout.fields)), np.int64),
+            "history": np.zeros((_FIRST_SLOTS, len(layout.event_types), layout.history_length), np.int64),
+            "dense": np.zeros((_FIRST_SLOTS, len(layout.dense)), np.float32),
+            "log_q": np.zeros(_FIRST_SLOTS, np.float32),
+            "logits": np.zeros((_FIRST_SLOTS, n_tasks), np.float32),
+            "truth": np.full((_FIRST_SLOTS, n_tasks), np.nan, np.float32),
+            "time_ms": np.zeros(_FIRST_SLOTS, np.int64),
+            "list_id": np.zeros(_FIRST_SLOTS, np.int64),
+        }
+
+    def put(self, batch: Batch, logits: Float32s) -> None:
+        """Keep the batch's rows that have a slot, with the logits of this moment (shape ``[B, T]``)."""
+        kept = np.flatnonzero(batch.slot >= 0)
+        if not len(kept):
+            return
+        slot = batch.slot[kept]
+        self._grow(int(slot.max()) + 1)
+        rows = batch.rows
+        for name, values in (
+            ("ids", rows.ids),
+            ("history", rows.history),
+            ("dense", rows.dense),
+            ("log_q", rows.log_q),
+            ("logits", logits),
+            ("time_ms", batch.time_ms),
+            ("list_id", batch.list_id),
+        ):
+            self._columns[name][slot] = values[kept]
+        self._columns["truth"][slot] = np.nan if batch.truth is None else batch.truth[kept]
+
+    def rows(self, slot: Int64s) -> Rows:
+        """Features of these slots."""
+        columns = self._columns
+        return Rows(columns["ids"][slot], columns["history"][slot], columns["dense"][slot], columns["log_q"][slot])
+
+    def column(self, name: str, slot: Int64s) -> NDArray[Any]:
+        """``logits``, ``truth``, ``time_ms`` or ``list_id`` of these slots."""
+        values: NDArray[Any] = self._columns[name][slot]
+        return values
+
+    def save(self) -> dict[str, NDArray[Any]]:
+        """All columns."""
+        return dict(self._columns)
+
+    def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """The inverse of :meth:`save`."""
+        self._columns = {name: arrays[name].copy() for name in self._columns}
+
+    def _grow(self, n_slots: int) -> None:
+        have = len(self._columns["log_q"])
+        if n_slots <= have:
+            return
+        n_slots = max(n_slots, have + have // 2)
+        for name, column in self._columns.items():
+            grown = np.zeros((n_slots, *column.shape[1:]), column.dtype)
+            grown[:have] = column
+            self._columns[name] = grown

@@ -1,0 +1,275 @@
+"""The ingest side: records in, batches and barriers out.
+
+Order of work, for each record:
+
+1. decode; a bad record goes to the dead letters and the stream goes on;
+2. close the batch first, if this record would come after its end;
+3. drop what was seen before; advance the watermark; match outcomes to exposures;
+4. gather the event's columns. When a batch closes, the compiled loop encodes and remembers its events.
+
+Nothing here depends on how many records a poll returned, nor on the wall clock, so a replay gives the same batches.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contracts.batch import Barrier, Batch, Int64s, RankingRows
+from contracts.events import Event
+from contracts.records import BadRecordError, Offsets, Partition, Record, decode_offsets, encode_offsets
+from contracts.settings import Settings
+from features.encoder import Encoded, Encoder
+from features.hashing import FieldHasher, hash_id
+from features.profiles import load_profiles, new_profiles, save_profiles
+from features.schema import ITEM_FIELD, USER_FIELD, FeatureSchema
+from streamer.batching import EventBuffer
+from streamer.deadletter import DeadLetterSink
+from streamer.decode import EventDecoder
+from streamer.deduplicate import Deduplicator
+from streamer.join import Joiner, Matured
+from streamer.metrics import StreamMetrics
+from streamer.sources._base import Source
+
+_POLL_MS = 200
+_FLUSH_SECONDS = 30.0
+_RANK_SCALE = 1 << 24
+
+
+class Ingest:
+    """Poll, decode, join, encode: everything before the learner.
+
+    :param settings: the whole run's settings.
+    :param stop: asked between polls; true ends the stream after the current batch.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        source: Source,
+        decoder: EventDecoder,
+        dead_letters: DeadLetterSink,
+        metrics: StreamMetrics,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.schema = FeatureSchema.of(settings)
+        self.profiles = new_profiles(settings.features, self.schema, settings.negatives.uniform_share, settings.seed)
+        self.n_events = 0
+        self.n_rejected = 0
+        self._settings = settings
+        self._source = source
+        self._decoder = decoder
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+        self._stop = stop
+        self._encoder = Encoder(self.schema, self.profiles)
+        self._user_hasher, self._item_hasher = FieldHasher(USER_FIELD), FieldHasher(ITEM_FIELD)
+        self._kinds = {name: index for index, name in enumerate(settings.event_types)}
+        self._task_of = {task.event_type: index for index, task in enumerate(settings.tasks)}
+        self._is_exposure_mode = settings.mode == "exposure"
+        exposure_task = self._task_of.get(settings.events.exposure, -1)
+        outcomes = [index for index in range(len(settings.tasks)) if self._is_exposure_mode and index != exposure_task]
+        self._outcomes = set(outcomes)
+        # Without sampled items an exposure's own task would only ever see positives.
+        self._exposure_task = exposure_task if settings.negatives.exposure else -1
+        self._joiner = Joiner(settings.tasks, outcomes, settings.events.lateness_ms, settings.events.max_open)
+        self._seen = Deduplicator(settings.events.deduplicate_ms, settings.events.deduplicate_max)
+        self._buffer = EventBuffer(self.schema, self.schema.layout.tasks, settings.batch)
+        self._offsets: Offsets = {}
+        self._barrier_events = 0
+        self._barrier_ms = -1
+        self._rank_below = int(settings.evaluation.ranking_share * _RANK_SCALE)
+        self._n_evicted = 0
+
+    @property
+    def offsets(self) -> Offsets:
+        """The next offset of every partition, as far as batches were made."""
+        return dict(self._offsets)
+
+    @property
+    def event_time_ms(self) -> int:
+        """The newest event time read."""
+        return max(self._joiner.newest_ms.values(), default=-1)
+
+    def stream(self) -> Iterator[Batch | Barrier]:
+        """Batches, with a barrier after one whenever a snapshot is due, and one at the end."""
+        while not self._stop() and not self._source.ended:
+            records = self._source.poll(_POLL_MS)
+            for record in records:
+                events = self._decode(record)
+                if events and self._buffer.due(events[0].ts_ms, events[0].request_id, self._joiner.n_matured):
+                    yield self._close_batch()
+                    if self._barrier_due():
+                        yield self.barrier()
+                partition = (record.topic, record.partition)
+                for event in events:
+                    self._take(event, partition)
+                self._offsets[partition] = record.offset + 1
+                if self._stop():
+                    break
+            self._tell()
+        if self._buffer.n_events or self._joiner.n_matured:
+            yield self._close_batch()
+        yield self.barrier()
+
+    def close_open_windows(self) -> Batch:
+        """The examples still waiting, labelled as they stand: what `evaluate` counts at the end of a log."""
+        self._joiner.close_all()
+        return self._close_batch()
+
+    def barrier(self) -> Barrier:
+        """The cut at this point; the dead letters of everything before it are safe first."""
+        self._dead_letters.flush(_FLUSH_SECONDS)
+        self._barrier_events, self._barrier_ms = self.n_events, self.event_time_ms
+        join_arrays, join_state = self._joiner.save()
+        seen_arrays, seen_state = self._seen.save()
+        groups = {"profiles": save_profiles(self.profiles), "join": join_arrays, "seen": seen_arrays}
+        state = {
+            "join": join_state,
+            "seen": seen_state,
+            "n_events": self.n_events,
+            "n_rejected": self.n_rejected,
+            "barrier_ms": self._barrier_ms,
+            "offsets": encode_offsets(self._offsets),
+        }
+        return Barrier(dict(self._offsets), groups, state, self.event_time_ms, self.n_events)
+
+    def restore(self, groups: Mapping[str, dict[str, NDArray[Any]]], state: dict[str, Any]) -> None:
+        """Take up the state of a barrier. The source must be made to stand at the barrier's offsets."""
+        load_profiles(self.profiles, groups["profiles"])
+        self._joiner.restore(groups["join"], state["join"])
+        self._seen.restore(groups["seen"], state["seen"])
+        self.n_events, self.n_rejected = state["n_events"], state["n_rejected"]
+        self._barrier_events, self._barrier_ms = state["n_events"], state["barrier_ms"]
+        self._offsets = decode_offsets(state["offsets"])
+        self._n_evicted = self._joiner.n_evicted
+
+    def _decode(self, record: Record) -> list[Event]:
+        try:
+            return self._decoder.decode(record)
+        except BadRecordError as error:
+            self._dead_letters.send(record, error.reason, error.detail)
+            self.n_rejected += 1
+            self._metrics.rejected.labels(error.reason).inc()
+            self._metrics.dead_letters.labels(error.reason).inc()
+            return []
+
+    def _take(self, event: Event, partition: Partition) -> None:
+        if self._seen.seen(hash_id("event_id", event.event_id), event.ts_ms):
+            self._metrics.duplicate.inc()
+            return
+        self.n_events += 1
+        self._metrics.consumed.labels(partition[0], event.type).inc()
+        self._joiner.advance(partition, event.ts_ms)
+        user, item = self._user_hasher(event.user_id), self._item_hasher(event.item_id)
+        if self._is_exposure_mode:
+            self._take_exposure_mode(event, partition, user, item)
+        else:
+            task = self._task_of[event.type]
+            negatives = self._settings.negatives.implicit
+            rank = self._ranked(event)
+            self._buffer.add(
+                event, self._kinds[event.type], user, item, emit=True, negatives=negatives, rank=rank, task=task
+            )
+
+    def _take_exposure_mode(self, event: Event, partition: Partition, user: int, item: int) -> None:
+        kind = self._kinds[event.type]
+        request = hash_id("request_id", event.request_id) if event.request_id else 0
+        if event.type == self._settings.events.exposure:
+            slot = self._joiner.expose(partition, event.ts_ms, user, item, request) if self._outcomes else -1
+            task = self._exposure_task
+            self._buffer.add(
+                event,
+                kind,
+                user,
+                item,
+                emit=True,
+                keep=bool(self._outcomes),
+                negatives=self._settings.negatives.exposure if task >= 0 else 0,
+                rank=task >= 0 and self._ranked(event),
+                slot=slot,
+                task=task,
+                list_id=request,
+            )
+            return
+        task = self._task_of[event.type]
+        found = self._joiner.label(task, event.ts_ms, user, item, request)
+        if found == "orphan" and self._settings.events.orphans == "synthesize":
+            slot = self._joiner.expose(partition, event.ts_ms, user, item, request)
+            self._joiner.set_label(slot, task)
+            self._buffer.add(event, kind, user, item, emit=True, keep=True, slot=slot, list_id=request)
+            return
+        if found == "orphan":
+            self._metrics.orphans.labels(self._settings.tasks[task].name).inc()
+        elif found == "late":
+            self._metrics.late.labels(self._settings.tasks[task].name).inc()
+        self._buffer.add(event, kind, user, item)
+
+    def _ranked(self, event: Event) -> bool:
+        return hash_id("rank", event.event_id) % _RANK_SCALE < self._rank_below if self._rank_below else False
+
+    def _close_batch(self) -> Batch:
+        n_events, first_event_ms = self._buffer.n_events, self._buffer.first_event_ms
+        columns, slot, task, list_id, truth = self._buffer.take()
+        encoded = self._encoder.encode(columns)
+        event, shown = encoded.event, ~encoded.sampled
+        n_tasks = len(self._settings.tasks)
+        row_task = task[event]
+        known = np.zeros((len(event), n_tasks), np.bool_)
+        comparable = (row_task >= 0) & ~encoded.new_item[event]
+        known[np.flatnonzero(comparable), row_task[comparable]] = True
+        labels = np.zeros((len(event), n_tasks), np.float32)
+        labels[shown] = 1.0
+        matured_slot, matured_labels, matured_known = self._columns(self._joiner.take_matured(), n_tasks)
+        counted = encoded.new_item & (task >= 0) & (columns.emit == 1)
+        return Batch(
+            rows=encoded.rows,
+            slot=np.where(shown, slot[event], -1),
+            sampled=encoded.sampled,
+            time_ms=columns.time_ms[event],
+            list_id=np.where(shown, list_id[event], 0),
+            labels=labels,
+            known=known,
+            truth=None if truth is None else np.where(shown[:, None], truth[event], np.float32(np.nan)),
+            matured_slot=matured_slot,
+            matured_labels=matured_labels,
+            matured_known=matured_known,
+            ranking=self._ranking(encoded, task),
+            new_item_events=np.bincount(task[counted], minlength=n_tasks),
+            n_events=n_events,
+            watermark_ms=min(self._joiner.newest_ms.values(), default=0) - self._settings.events.lateness_ms,
+            first_event_ms=first_event_ms,
+        )
+
+    def _ranking(self, encoded: Encoded, task: Int64s) -> RankingRows | None:
+        if not len(encoded.ranked_event):
+            return None
+        return RankingRows(encoded.ranking, task[encoded.ranked_event], encoded.tie_breaks)
+
+    @staticmethod
+    def _columns(matured: Matured, n_tasks: int) -> tuple[Int64s, NDArray[np.float32], NDArray[np.bool_]]:
+        bits = np.arange(n_tasks)
+        labels = np.array(matured.labels, np.int64)[:, None] >> bits & 1
+        known = np.array(matured.known, np.int64)[:, None] >> bits & 1
+        return np.array(matured.slot, np.int64), labels.astype(np.float32), known.astype(np.bool_)
+
+    def _barrier_due(self) -> bool:
+        snapshot = self._settings.snapshot
+        if self._barrier_ms < 0:
+            self._barrier_ms = self.event_time_ms
+        return (
+            self.n_events - self._barrier_events >= snapshot.every_events
+            or self.event_time_ms - self._barrier_ms >= snapshot.every_ms
+        )
+
+    def _tell(self) -> None:
+        metrics = self._metrics
+        metrics.open_keys.set(self._joiner.n_open)
+        metrics.evicted.inc(self._joiner.n_evicted - self._n_evicted)
+        self._n_evicted = self._joiner.n_evicted
+        for (topic, partition), lag in self._source.lag().items():
+            metrics.lag.labels(topic, str(partition)).set(lag)
+        for topic in {topic for topic, _ in self._joiner.newest_ms}:
+            newest_ms = max(time_ms for (name, _), time_ms in self._joiner.newest_ms.items() if name == topic)
+            metrics.last_event.labels(topic).set(newest_ms / 1000)

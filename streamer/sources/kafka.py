@@ -1,0 +1,321 @@
+"""Records from a Kafka topic, as a member of a consumer group whose positions the snapshot decides."""
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any, Self
+
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
+from kafka.structs import OffsetAndMetadata
+
+from contracts.records import Offsets, Partition, Record
+from contracts.settings import KafkaSettings
+from streamer.broker import LOG_EVERY_SECONDS, BrokerError, connect
+
+logger = logging.getLogger(__name__)
+
+CONNECT_MS = 30_000
+CLOSE_MS = 5_000
+RESOLVE_MS = 10_000
+METADATA_AGE_MS = 60_000  # how late a new partition may be noticed
+FETCH_BYTES = 64 << 20
+PARTITION_FETCH_BYTES = 8 << 20
+
+
+class OffsetsLostError(ValueError):
+    """The topic no longer has the offset to go on at (or does not have it yet); the message names both."""
+
+
+class KafkaSource:
+    """A stream without end; partitions come and go with the group.
+
+    Where reading of a partition starts when it is assigned, first that holds:
+
+    1. where this source stands in it, if it read from it before (a rebalance gave it back);
+    2. the snapshot's offset (``resume`` or :meth:`seek`);
+    3. its beginning, if there is a snapshot that does not name it, or if it was created after this source: nothing
+       is lost;
+    4. ``settings.start``.
+
+    The group's committed offsets are never read: they may be ahead of the snapshot, and what lies between would be
+    lost. They are written (:meth:`commit`) so that lag tools see how far the learner is.
+
+    Aborted transactions are not returned where the broker marks them (``read_committed``; Tansu does not). A record
+    without a value (a tombstone) comes with an empty one, which the decoder rejects.
+
+    One source belongs to one thread.
+
+    :param resume: offsets of a snapshot; None: there is none. An empty one is a snapshot that read nothing.
+    :param connect_timeout_ms: how long to wait for a broker and for the topic.
+    :raises BrokerError: no broker, or no such topic.
+    :raises ValueError: an offset of another topic or of a partition that the topic does not have.
+    """
+
+    def __init__(
+        self, settings: KafkaSettings, resume: Offsets | None = None, connect_timeout_ms: int = CONNECT_MS
+    ) -> None:
+        self._settings = settings
+        self._closed = False
+        self._next: Offsets = {}
+        self._snapshot_given = False
+        self._sought: dict[TopicPartition, int] = {}
+        """Where a reader was put and has read nothing since: the place that may not exist."""
+        self._unresolved: set[TopicPartition] = set()
+        """Put to a beginning or an end whose number the broker has yet to tell."""
+        self._joined = False
+        self._commit_failed = False
+        self._consumer: Any = connect(self._make_consumer, settings.bootstrap_servers, connect_timeout_ms)
+        try:
+            self._first_partitions = self._wait_for_topic(connect_timeout_ms)
+            if resume is not None:
+                self.seek(resume)
+            self._consumer.subscribe([settings.topic], listener=_Listener(self))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def ended(self) -> bool:
+        """A stream has no end; see :meth:`caught_up`."""
+        return False
+
+    def poll(self, timeout_ms: int) -> list[Record]:
+        """The next records; joins the group and takes part in its rebalances on the way.
+
+        :raises OffsetsLostError: retention deleted the offset to go on at, or the topic ends before it.
+        """
+        try:
+            batches = self._consumer.poll(timeout_ms=timeout_ms)
+        except (OffsetOutOfRangeError, LogTruncationError) as error:
+            raise self._lost(error) from error
+        polled: list[Record] = []
+        for place, batch in batches.items():
+            topic, partition = place
+            polled += [Record(topic, partition, r.offset, r.key, r.value or b"", r.timestamp) for r in batch]
+            self._next[topic, partition] = batch[-1].offset + 1
+            self._sought.pop(place, None)
+            self._unresolved.discard(place)
+        if self._unresolved:
+            self._resolve()
+        if not polled and self._sought:
+            self._check_sought()
+        return polled
+
+    def position(self) -> Offsets:
+        """The next offset of every partition that was read, or that the snapshot named.
+
+        A partition that another member took over stays here as far as this source read it.
+        """
+        if unknown := self._unresolved and self._resolve():
+            raise BrokerError(f"{self._settings.bootstrap_servers} does not tell where {_show(unknown[0])} begins.")
+        return dict(self._next)
+
+    def seek(self, offsets: Offsets) -> None:
+        """Go on at a snapshot's offsets; a partition it does not name starts at its beginning.
+
+        :raises ValueError: an offset of another topic, of a partition that is not there, or a negative one.
+        """
+        n_partitions = len(self._first_partitions)
+        for (topic, partition), offset in offsets.items():
+            if topic != self._settings.topic or partition not in self._first_partitions or offset < 0:
+                raise ValueError(
+                    f"The snapshot's offset {offset} of `{topic}`[{partition}] does not fit topic "
+                    f"`{self._settings.topic}` with {n_partitions} partitions. Read the topic that the snapshot was "
+                    "made from, or start in a new snapshot folder."
+                )
+        self._next = dict(offsets)
+        self._snapshot_given = True
+        self._put(self._consumer.assignment())
+
+    def commit(self, offsets: Offsets) -> None:
+        """Tell the group where its members are, without waiting; a failure is only logged."""
+        assigned = self._consumer.assignment()
+        told = {
+            TopicPartition(*partition): OffsetAndMetadata(offset, "", -1)
+            for partition, offset in offsets.items()
+            if TopicPartition(*partition) in assigned
+        }
+        if not told:
+            return
+        try:
+            self._consumer.commit_async(told, callback=self._on_commit)
+        except KafkaError as error:
+            self._on_commit(told, error)
+
+    def lag(self) -> dict[Partition, int]:
+        """Records behind the end, by partition; one whose end no fetch has told yet is left out.
+
+        Where the topic is transactional or compacted, offsets that carry no record count too.
+        """
+        return {
+            (place.topic, place.partition): max(highwater - position, 0)
+            for place, position, highwater in self._places()
+            if highwater is not None and position is not None
+        }
+
+    def caught_up(self) -> bool:
+        """Every assigned partition is read to the end that its last fetch told: nothing more is there for now.
+
+        The fetch's high-water mark is asked, not ``end_offsets``: on Tansu those are too low. A partition that no
+        fetch has answered for yet counts as read only if its beginning is its end (right on both brokers).
+        False until the group has assigned partitions; a member that got none has caught up.
+        """
+        if not self._joined:
+            return False
+        silent = []
+        for place, position, highwater in self._places():
+            if highwater is None:
+                silent.append(place)
+            elif position is None or position < highwater:
+                return False
+        if not silent:
+            return True
+        return bool(self._consumer.beginning_offsets(silent) == self._consumer.end_offsets(silent))
+
+    def close(self) -> None:
+        """Leave the group and disconnect, within ten seconds."""
+        if not self._closed:
+            self._closed = True
+            self._consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _make_consumer(self, wait_ms: int) -> Any:
+        settings = self._settings
+        return KafkaConsumer(
+            bootstrap_servers=settings.bootstrap_servers,
+            bootstrap_timeout_ms=wait_ms,
+            client_id="anabranch",
+            group_id=settings.group,
+            enable_auto_commit=False,
+            # An offset that is gone is an error to tell, never a reason to jump.
+            auto_offset_reset="none",
+            allow_auto_create_topics=False,
+            metadata_max_age_ms=METADATA_AGE_MS,
+            reconnect_backoff_max_ms=3_000,
+            isolation_level="read_committed",
+            session_timeout_ms=settings.session_timeout_ms,
+            # Twelve chances to be heard; Tansu also lets members join only at heartbeats.
+            heartbeat_interval_ms=max(50, min(3_000, settings.session_timeout_ms // 12)),
+            max_poll_records=settings.max_poll_records,
+            fetch_max_wait_ms=50,
+            fetch_max_bytes=FETCH_BYTES,
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+        )
+
+    def _wait_for_topic(self, timeout_ms: int) -> frozenset[int]:
+        servers, topic = self._settings.bootstrap_servers, self._settings.topic
+        start_seconds = told_seconds = time.monotonic()
+        while True:
+            try:
+                partitions = self._consumer.partitions_for_topic(topic)
+            except KafkaError as error:
+                raise BrokerError(f"{servers} does not tell of topic `{topic}`: {error}") from error
+            if partitions:
+                return frozenset(partitions)
+            now_seconds = time.monotonic()
+            if now_seconds - start_seconds >= timeout_ms / 1000:
+                raise BrokerError(
+                    f"Topic `{topic}` does not exist at `{servers}` after {timeout_ms / 1000:.0f} s. Create it, or set "
+                    "kafka.topic or kafka.bootstrap_servers."
+                )
+            if now_seconds - told_seconds >= LOG_EVERY_SECONDS:
+                logger.warning("waiting for topic %s at %s", topic, servers)
+                told_seconds = now_seconds
+            time.sleep(0.2)
+
+    def _put(self, places: Iterable[TopicPartition]) -> None:
+        """Put the reader of each assigned partition where the class docstring says."""
+        for place in places:
+            offset = self._next.get((place.topic, place.partition))
+            self._sought.pop(place, None)
+            if offset is not None:
+                self._unresolved.discard(place)
+                self._sought[place] = offset
+                self._consumer.seek(place, offset)
+                continue
+            self._unresolved.add(place)
+            created_later = place.partition not in self._first_partitions
+            if self._snapshot_given or created_later or self._settings.start == "earliest":
+                self._consumer.seek_to_beginning(place)
+            else:
+                self._consumer.seek_to_end(place)
+
+    def _resolve(self) -> list[TopicPartition]:
+        """Turn a beginning or an end into a number as soon as the broker tells it; returns those it does not tell.
+
+        Without it a snapshot would not name the partition, and the next run, or a rebalance, would start it elsewhere.
+        """
+        unknown = []
+        for place in sorted(self._unresolved & self._consumer.assignment()):
+            offset = self._consumer.position(place, timeout_ms=RESOLVE_MS)
+            if offset is None:
+                unknown.append(place)
+            else:
+                self._next[place.topic, place.partition] = offset
+                self._unresolved.discard(place)
+        return unknown
+
+    def _places(self) -> list[tuple[TopicPartition, int | None, int | None]]:
+        """Each assigned partition with position and high-water mark, the way the consumer sees them.
+
+        The consumer's position, not the last record's: it also passes offsets that carry no record.
+        """
+        return [
+            (place, self._consumer.position(place, timeout_ms=RESOLVE_MS), self._consumer.highwater(place))
+            for place in sorted(self._consumer.assignment())
+        ]
+
+    def _check_sought(self) -> None:
+        """Tansu answers a fetch beyond the end with nothing, for ever; its high-water mark shows it."""
+        for place in sorted(set(self._sought) & self._consumer.assignment()):
+            highwater = self._consumer.highwater(place)
+            if highwater is not None and highwater < self._sought[place]:
+                raise self._lost(None)
+
+    def _lost(self, error: KafkaError | None) -> OffsetsLostError:
+        places = sorted(self._consumer.assignment())
+        begins, ends = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
+        lines = []
+        for place in places:
+            wanted = self._next.get((place.topic, place.partition))
+            end = max(ends[place], self._consumer.highwater(place) or 0)
+            if wanted is not None and not begins[place] <= wanted <= end:
+                lines.append(f"{_show(place)}: wants offset {wanted}, the broker has {begins[place]} to {end}")
+        lines = lines or [str(error)]
+        return OffsetsLostError(
+            f"The topic does not have the offsets to go on at. {'; '.join(lines)}. Records were deleted by retention, "
+            "or the topic was made anew. Roll back to a snapshot that fits, or start in a new snapshot folder."
+        )
+
+    def _on_commit(self, offsets: object, response: object) -> None:
+        failed = isinstance(response, Exception)
+        if failed and not self._commit_failed:
+            logger.warning("offsets could not be committed, lag tools may be behind: %s (%s)", response, offsets)
+        self._commit_failed = failed
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Runs on the consumer's IO thread, within ``poll``: only seeks, which do not wait."""
+
+    def __init__(self, source: KafkaSource) -> None:
+        self._source = source
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        places = sorted(assigned)
+        logger.info("assigned %s", ", ".join(map(_show, places)) or "no partition")
+        self._source._put(places)
+        self._source._joined = True
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        if revoked:
+            logger.info("gave back %s", ", ".join(map(_show, sorted(revoked))))
+
+
+def _show(place: TopicPartition) -> str:
+    return f"{place.topic}[{place.partition}]"

@@ -1,0 +1,79 @@
+"""Fixtures that every folder may use: brokers and topic names."""
+
+import importlib.util
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+with warnings.catch_warnings():
+    # kafka-python reads its schemas at import by functions that Python 3.11 deprecates (and 3.13 took back in).
+    warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
+    from streamer.broker import EmbeddedBroker
+
+# A test folder is no package (tests/streamer would shadow streamer), so this helper is loaded by its path.
+_SPEC = importlib.util.spec_from_file_location("apache_kafka_for_tests", Path(__file__).parent / "kafka" / "apache.py")
+assert _SPEC is not None
+assert _SPEC.loader is not None
+_APACHE = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_APACHE)
+
+REQUIRE_KAFKA = "ANABRANCH_REQUIRE_KAFKA"
+
+
+@pytest.fixture(scope="session")
+def embedded_broker() -> Iterator[str]:
+    """Bootstrap servers of an embedded broker, one for the session."""
+    with EmbeddedBroker() as broker:
+        yield broker.bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def apache_kafka() -> Iterator[str]:
+    """Bootstrap servers of Apache Kafka, one for the session. A test that asks for it is marked `kafka`."""
+    with _started() as broker:
+        yield broker.bootstrap_servers
+
+
+@pytest.fixture
+def start_apache_kafka() -> Iterator[Callable[[], Any]]:
+    """Starts Apache Kafka for one test, to restart or stop: ``.bootstrap_servers``, ``.restart()``, ``.stop()``."""
+    started: list[Any] = []
+
+    def start() -> Any:
+        started.append(_started().__enter__())
+        return started[-1]
+
+    yield start
+    for broker in started:
+        broker.stop()
+
+
+@pytest.fixture(params=["embedded", pytest.param("apache", marks=pytest.mark.kafka)])
+def broker(request: pytest.FixtureRequest) -> str:
+    """Bootstrap servers of each broker in turn."""
+    name = "embedded_broker" if request.param == "embedded" else "apache_kafka"
+    return str(request.getfixturevalue(name))
+
+
+@pytest.fixture
+def topic() -> str:
+    """A name that no other test uses; the topic is not created."""
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+class _started:  # noqa: N801 - reads as what it is
+    def __enter__(self) -> Any:
+        if missing := _APACHE.why_not():
+            if os.environ.get(REQUIRE_KAFKA) == "1":
+                pytest.fail(f"{REQUIRE_KAFKA}=1, but {missing}")
+            pytest.skip(missing)
+        self._broker = _APACHE.ApacheKafka()
+        return self._broker.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._broker.stop()

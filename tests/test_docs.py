@@ -1,0 +1,60 @@
+"""The pages hold what the deployment uses."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ROW = re.compile(r"^\| `(anabranch_\w+)` \| (counter|gauge|histogram) \|(.*?)\| (.+?) \| (\w+) \|$", re.MULTILINE)
+
+
+def documented() -> dict[str, tuple[str, set[str]]]:
+    """Type and labels of every metric in the table of docs/metrics.md."""
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    return {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _, _ in ROW.findall(text)}
+
+
+def used() -> dict[str, set[str]]:
+    """Every series name in the deployment's files, by the files that name it."""
+    found: dict[str, set[str]] = {}
+    for file in sorted((ROOT / "deploy").rglob("*")):
+        if file.suffix in {".yml", ".json"}:
+            for name in re.findall(r"\banabranch_\w+", file.read_text(encoding="utf-8")):
+                found.setdefault(name, set()).add(str(file.relative_to(ROOT)))
+    return found
+
+
+def series(name: str, kind: str) -> set[str]:
+    """The names under which Prometheus stores a metric."""
+    return {f"{name}_bucket", f"{name}_sum", f"{name}_count"} if kind == "histogram" else {name}
+
+
+def test_every_row_of_the_metrics_table_is_read() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert len(documented()) == text.count("\n| `anabranch_")
+
+
+def test_every_metric_in_the_deployment_is_documented() -> None:
+    known = {name for metric, (kind, _) in documented().items() for name in series(metric, kind)}
+    assert {name: files for name, files in used().items() if name not in known} == {}
+
+
+def test_every_documented_metric_is_seen_on_the_dashboard() -> None:
+    dashboard = {name for name, files in used().items() if any("dashboards" in file for file in files)}
+    unseen = {metric for metric, (kind, _) in documented().items() if not series(metric, kind) & dashboard}
+    assert unseen == set()
+
+
+def test_every_label_a_query_selects_by_is_a_label_of_that_metric() -> None:
+    labels = {name: names for metric, (kind, names) in documented().items() for name in series(metric, kind)}
+    for file in [ROOT / "deploy/prometheus/alerts.yml", ROOT / "deploy/grafana/dashboards/anabranch.json"]:
+        text = file.read_text(encoding="utf-8").replace('\\"', '"')
+        for name, selector in re.findall(r"(anabranch_\w+)\{([^}]*)\}", text):
+            selected = set(re.findall(r"(\w+)\s*(?:=~|!=|=)", selector))
+            assert selected <= labels[name], f"{file.name}: {name} has no label {selected - labels[name]}"
+
+
+def test_metric_names_follow_prometheus_conventions() -> None:
+    for name, (kind, labels) in documented().items():
+        assert (kind == "counter") == name.endswith("_total"), name
+        assert not labels & {"user", "item", "user_id", "item_id", "le", "job", "instance"}, name
+        assert not re.search(r"_(ms|milliseconds|kb|mb|mib)(_|$)", name), name
