@@ -17,6 +17,7 @@ from streamer.deadletter import DeadLetterSink
 from streamer.decode import EventDecoder
 from streamer.metrics import StreamMetrics
 from streamer.pipeline import Ingest
+from streamer.prefetch import Prefetched
 from streamer.sources._base import Source
 
 
@@ -30,7 +31,8 @@ class Assembly:
 
     def run(self, progress: Callable[[Batch], None] = lambda _: None) -> None:
         """Learn until the source ends or a stop is asked for."""
-        self.loop.run(self.ingest.stream(), progress)
+        with Prefetched(self.ingest.stream()) as stream:
+            self.loop.run(stream, progress)
 
     def close_open_windows(self) -> None:
         """At the end of a log: count what still waits for labels as it stands; nothing is learned or saved."""

@@ -36,7 +36,7 @@ def settings_and_mapping(
     """
     if config is None and mapping is not None:
         found = load_mapping(mapping)
-        return load_settings(None, {**found.settings, **(overrides or {})}), found
+        return load_settings(None, overrides, found.settings), found
     settings = load_settings(config, overrides)
     name = mapping or settings.events.mapping
     return settings, load_mapping(name) if name else None

@@ -20,3 +20,7 @@ for _name in ("demo", "broker", "simulate", "replay", "learn", "serve", "evaluat
         app.add_typer(_module.app, name=_name)
     else:
         app.command(_name)(_module.command)
+
+
+if __name__ == "__main__":
+    app()

@@ -73,12 +73,14 @@ class Batch:
     :param sampled: shape ``[B]``, true for a sampled item that nobody was shown.
     :param time_ms: shape ``[B]``, event time.
     :param list_id: shape ``[B]``, hash of the request the row was shown in; 0 where the event names none.
-    :param labels: shape ``[B, T]``, labels known at once; ignored where ``known`` is false.
-    :param known: shape ``[B, T]``.
+    :param labels: shape ``[B, T]``, the labels as they stand now.
+    :param known: shape ``[B, T]``: labels that are final, to be measured.
+    :param learn: shape ``[B, T]``: labels to learn from now; one that is not final yet is a 0 that a 1 may follow.
     :param truth: shape ``[B, T]``, the simulator's probabilities; NaN where unknown; None on a stream without.
-    :param matured_slot: shape ``[M]``: rows of this or earlier batches whose labels became known.
+    :param matured_slot: shape ``[M]``: rows of this or earlier batches of which something became known.
     :param matured_labels: shape ``[M, T]``.
-    :param matured_known: shape ``[M, T]``: which tasks' windows closed.
+    :param matured_known: shape ``[M, T]``: the tasks whose windows closed, to be measured.
+    :param matured_learn: shape ``[M, T]``: labels to learn from now.
     :param ranking: groups to rank, when evaluation asks for them.
     :param new_item_events: shape ``[T]``: events of never seen items, neither ranked nor trained on as positives.
     :param n_events: events that went into the batch.
@@ -93,10 +95,12 @@ class Batch:
     list_id: Int64s
     labels: Float32s
     known: Bools
+    learn: Bools
     truth: Float32s | None
     matured_slot: Int64s
     matured_labels: Float32s
     matured_known: Bools
+    matured_learn: Bools
     ranking: RankingRows | None
     new_item_events: Int64s
     n_events: int

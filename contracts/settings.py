@@ -51,6 +51,9 @@ class Task(_Section):
     """Event type that makes the label 1; the task's name where empty."""
     window_ms: DurationMs = Field(default=24 * HOUR, alias="window")
     """Attribution window on event time: a later event does not count."""
+    delay: Literal["fnc_in_loss", "wait"] = "fnc_in_loss"
+    """How a label that comes late is learned. ``fnc_in_loss``: every exposure at once as a negative, its outcome as one
+    positive more, and the loss knows (ALGORITHMS §1 A). ``wait``: once, when the window closes."""
     weight: float = Field(default=1.0, ge=0)
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """Probability from which accuracy, precision, recall and F1 call it a yes."""
@@ -117,6 +120,8 @@ class EventSettings(_Section):
     """An event id is remembered at least this long (event time)."""
     deduplicate_max: int = Field(default=5_000_000, ge=1)
     """At most this many ids a generation, two generations."""
+    ignore: tuple[str, ...] = ()
+    """Event types to pass over; "*" for every type that belongs to no task. Others are bad records."""
     max_future_ms: DurationMs = Field(default=10 * MINUTE, alias="max_future")
     """A record further ahead of the wall clock than this is a bad record."""
     max_bytes: int = Field(default=1_000_000, ge=100)
@@ -176,8 +181,8 @@ class ModelSettings(_Section):
     width: int = Field(default=16, ge=1, le=512)
     """Width of an embedding row."""
     experts: int = Field(default=4, ge=1, le=64)
-    expert_layers: tuple[int, ...] = Field(default=(128, 64), min_length=1, max_length=4)
-    tower: int = Field(default=32, ge=1)
+    expert_layers: tuple[int, ...] = Field(default=(64, 32), min_length=1, max_length=4)
+    tower: int = Field(default=16, ge=1)
 
 
 class EmbeddingSettings(_Section):
@@ -198,7 +203,7 @@ class TrainSettings(_Section):
     clip_norm: float = Field(default=10.0, gt=0)
     balancing: str = "fixed"
     threads: int = Field(default=0, ge=0)
-    """Threads of a step; 0: as many as cores, at most 4."""
+    """Threads of a step; 0: one fewer than cores, at most 4."""
 
 
 class EvaluationSettings(_Section):
@@ -207,15 +212,20 @@ class EvaluationSettings(_Section):
     window_ms: DurationMs = Field(default=HOUR, alias="window")
     """The sliding window of the exported metrics (event time)."""
     detector: str = "adwin"
-    ranking_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of events whose item is ranked among 99 others."""
+    ranking: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    """Share of a task's events whose item is ranked among 99 others, by task; a task not named is not ranked."""
 
 
 class SnapshotSettings(_Section):
-    """When and where the model is saved; ``every`` is event time."""
+    """When and where the model is saved.
+
+    After ``every_events`` events, or ``every`` of event time if ``at_most_every`` has passed on the wall clock: the replay
+    of a slow year must not be a snapshot a minute. What is learned does not depend on when it is saved.
+    """
 
     directory: str = "snapshots"
     every_ms: DurationMs = Field(default=MINUTE, alias="every")
+    at_most_every_ms: DurationMs = Field(default=5 * SECOND, alias="at_most_every")
     every_events: int = Field(default=200_000, ge=1)
     keep: int = Field(default=3, ge=1)
 
@@ -295,14 +305,24 @@ class Settings(_Section):
             for task in self.tasks
         )
 
+    @property
+    def immediate_tasks(self) -> tuple[bool, ...]:
+        """Which tasks learn an exposure before its label is known (``delay = "fnc_in_loss"``)."""
+        return tuple(
+            self.mode == "exposure" and task.event_type != self.events.exposure and task.delay == "fnc_in_loss"
+            for task in self.tasks
+        )
+
     def fingerprint(self) -> str:
         """A hash of the settings that a snapshot's arrays depend on; a snapshot resumes only under the same one."""
         shaping = self.model_dump(mode="json", include=_SHAPING)
         return hashlib.sha256(msgspec.json.encode(shaping, order="sorted")).hexdigest()[:16]
 
 
-def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = None) -> Settings:
-    """Settings from a TOML file, the environment and a command's own options, the last one winning.
+def load_settings(
+    path: Path | None = None, overrides: dict[str, Any] | None = None, defaults: dict[str, Any] | None = None
+) -> Settings:
+    """Settings from ``defaults``, a TOML file, the environment and a command's own options, the last one winning.
 
     :raises SettingsError: the file cannot be read or a value breaks a rule; one line per error, with its path.
     """
@@ -316,7 +336,10 @@ def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = N
             raise SettingsError(f"{path}: not TOML: {error}") from error
     environment = EnvSettingsSource(Settings, env_prefix="ANABRANCH__", env_nested_delimiter="__")()  # type: ignore[arg-type]
     try:
-        return Settings(**_merge(_merge(content, environment), overrides or {}))
+        merged: dict[str, Any] = {}
+        for layer in (defaults, content, environment, overrides):
+            merged = _merge(merged, layer or {})
+        return Settings(**merged)
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(path, error))) from error
 

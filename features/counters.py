@@ -1,8 +1,8 @@
 """Decayed counters in a set-associative table: a hard memory bound, no map to rebuild, compiled.
 
-A key (user × item, user × content value, item, …) hashes to a bucket of four ways. A new key takes an empty way, else the
-way that was used least recently, as a processor's cache does: what is forgotten is old, and how often that happens is
-counted. Each entry holds one count per event type and half-life, decayed lazily: c(t) = c(t₀)·2^(−(t−t₀)/h).
+A key (user × item, user × content value, item, …) hashes to a bucket of four ways. A new key takes an empty way, else
+the way that was used least recently, as a processor's cache does: what is forgotten is old, and how often that happens
+is counted. Each entry holds one count per event type and half-life, decayed lazily: c(t) = c(t₀)·2^(−(t−t₀)/h).
 """
 
 from typing import NamedTuple

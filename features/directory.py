@@ -26,8 +26,8 @@ class Directory(NamedTuple):
     last_ms: Int64s  # [R]
     attributes: Int64s  # [R, A], 0: not known
     numbers: Float32s  # [R, N], NaN: not known
-    free: Int32s  # [R], a stack of free rows
-    counts: Int64s  # [2]: free rows, evicted rows
+    free: Int32s  # [R], a stack of evicted rows
+    counts: Int64s  # [3]: rows on the stack, evictions ever, rows ever used
 
 
 def new_directory(rows: int, n_attributes: int, n_numbers: int) -> Directory:
@@ -40,8 +40,8 @@ def new_directory(rows: int, n_attributes: int, n_numbers: int) -> Directory:
         np.zeros(rows, np.int64),
         np.zeros((rows, n_attributes), np.int64),
         np.full((rows, n_numbers), np.nan, np.float32),
-        np.arange(rows - 1, -1, -1, dtype=np.int32),
-        np.array([rows, 0], np.int64),
+        np.zeros(rows, np.int32),
+        np.zeros(3, np.int64),
     )
 
 
@@ -53,24 +53,32 @@ def evict(directory: Directory, protected: Int32s) -> None:
     for row in range(n_rows):
         if directory.ids[row] == 0 or (len(protected) > 0 and protected[row] > 0):
             age[row] = _NEVER
-    limit = np.sort(age)[max(n_rows // _EVICTED_SHARE, 1) - 1]
-    budget = max(n_rows // _EVICTED_SHARE, 1)
-    for row in range(n_rows):
-        if budget > 0 and age[row] <= limit and age[row] != _NEVER:
+    for row in np.argsort(age, kind="mergesort")[: max(n_rows // _EVICTED_SHARE, 1)]:
+        if age[row] != _NEVER:
             directory.ids[row] = 0
             directory.free[directory.counts[0]] = row
             directory.counts[0] += 1
             directory.counts[1] += 1
-            budget -= 1
     rebuild(directory.keys, directory.rows, directory.ids)
 
 
 @njit(cache=True)
+def is_full(directory: Directory) -> bool:
+    """No row is free."""
+    return bool(directory.counts[0] == 0 and directory.counts[2] == len(directory.ids))
+
+
+@njit(cache=True)
 def admit(directory: Directory, key: Integer) -> Integer:
-    """A fresh row for an id that has none; there must be a free one."""
-    directory.counts[0] -= 1
-    row = np.int64(directory.free[directory.counts[0]])
+    """A fresh row for an id that has none; the directory must not be full."""
+    if directory.counts[0] > 0:
+        directory.counts[0] -= 1
+        row = np.int64(directory.free[directory.counts[0]])
+    else:
+        row = directory.counts[2]
+        directory.counts[2] += 1
     directory.ids[row] = key
+    directory.last_ms[row] = 0
     directory.attributes[row, :] = 0
     directory.numbers[row, :] = np.nan
     insert(directory.keys, directory.rows, key, row)

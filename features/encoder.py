@@ -39,8 +39,8 @@ _TRIES = 8
 class EventColumns(NamedTuple):
     """A run of N events, as columns, in stream order.
 
-    ``emit``: 0 only remembered, 1 encoded. ``negatives``: items to sample against it; such an event is encoded only if
-    its item was seen before, unless ``keep`` says that it is needed anyway (DESIGN §7). ``rank``: items to rank it with.
+    ``emit``: 0 only remembered, 1 encoded; only if its item was seen before, unless ``keep`` says that it is needed
+    anyway (DESIGN §7). ``negatives``: items to sample against it. ``rank``: 1 to rank its item among others.
     """
 
     kind: Int64s
@@ -228,7 +228,7 @@ def _encode_user(
         out.history[to] = profiles.history[u_row]
     else:
         out.history[to] = 0
-    width = profiles.values.counts.shape[2] * profiles.values.counts.shape[3] + 1
+    width: int = profiles.values.counts.shape[2] * profiles.values.counts.shape[3] + 1
     dense = out.dense[to]
     read(profiles.values, user, now_ms, profiles.half_lives_ms, dense[:width])
     at = width
@@ -265,7 +265,7 @@ def _encode_item(
     for k in range(len(attributes)):
         known = profiles.items.attributes[i_row, k] if i_row >= 0 else 0
         out.ids[to, 2 + k] = _pick(attributes[k], known, profiles.missing[2 + k])
-    width = profiles.values.counts.shape[2] * profiles.values.counts.shape[3] + 1
+    width: int = profiles.values.counts.shape[2] * profiles.values.counts.shape[3] + 1
     dense = out.dense[to]
     read(profiles.pairs, pair_key(user, item), now_ms, profiles.half_lives_ms, dense[at : at + width])
     for k in range(interests):
@@ -328,7 +328,7 @@ def _learn_numbers(profiles: Profiles, item: Float32s, user: Float32s, context: 
         learn_number(profiles.moments[len(item) + len(user) + k], context[k])
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _encode_events(
     profiles: Profiles,
     events: EventColumns,
@@ -341,7 +341,7 @@ def _encode_events(
     ranked_event: Int64s,
     ties: Float32s,
     new_item: NDArray[np.bool_],
-) -> tuple[Integer, Integer]:
+) -> tuple[int, int]:
     """The loop over the events; returns the number of rows and of ranking groups."""
     n_rows = 0
     n_groups = 0
@@ -441,7 +441,7 @@ def _encode_events(
     return n_rows, n_groups
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _encode_candidates(
     profiles: Profiles,
     user: Integer,
@@ -483,4 +483,4 @@ def _encode_candidates(
         _encode_item(
             profiles, user, i_row, items[n], now_ms, item_attributes[n], item_numbers[n], interests, out, n, at
         )
-    return u_row >= 0
+    return bool(u_row >= 0)

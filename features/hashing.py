@@ -38,8 +38,8 @@ class FieldHasher:
 
     def __call__(self, value: object) -> int:
         """The hash of a value."""
-        # True == 1 == 1.0 as dictionary keys, yet their texts differ.
-        key = value if type(value) is str or type(value) is int else (type(value), value)
+        # As dictionary keys True == 1 == 1.0 and 0.0 == -0.0, yet their texts differ; a list is no key at all.
+        key = value if type(value) is str or type(value) is int else (type(value), str(value))
         found = self._known.get(key)
         if found is None:
             found = hash_id(self._field, value)

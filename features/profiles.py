@@ -1,7 +1,7 @@
 """Profiles: what is known of users and items so far. State as arrays, the updates compiled, every bound hard.
 
-Of a user: attributes and the last items per event type. Of an item: attributes (the catalogue that negatives and scoring
-read) and its share of recent traffic. Of pairs and values: decayed counters (`features.counters`).
+Of a user: attributes and the last items per event type. Of an item: attributes (the catalogue that negatives and
+scoring read) and its share of recent traffic. Of pairs and values: decayed counters (`features.counters`).
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from contracts.settings import FeatureSettings
 from features.counters import Counters, add, new_counters, pair_key
-from features.directory import Directory, admit, evict, load_directory, new_directory, save_directory
+from features.directory import Directory, admit, evict, is_full, load_directory, new_directory, save_directory
 from features.idmap import Integer, Real, find, mix
 from features.schema import FeatureSchema
 
@@ -60,7 +60,7 @@ def new_profiles(settings: FeatureSettings, schema: FeatureSchema, uniform_share
         pairs=new_counters(settings.pairs, n_types, n_half_lives),
         values=new_counters(settings.values, n_types, n_half_lives),
         moments=np.zeros((n_numbers, 3), np.float64),
-        random=np.array([seed, seed + 1], np.uint64),
+        random=np.array([seed, seed + 1]).astype(np.uint64),
         half_lives_ms=np.array(schema.half_lives_ms, np.float64),
         missing=schema.missing,
         uniform_share=np.array([uniform_share], np.float64),
@@ -79,7 +79,7 @@ def user_row(profiles: Profiles, user: Integer, now_ms: Integer) -> Integer:
     """The user's row, made if need be."""
     row = find(profiles.users.keys, profiles.users.rows, user)
     if row < 0:
-        if profiles.users.counts[0] == 0:
+        if is_full(profiles.users):
             evict(profiles.users, profiles.recent_count[:0])
         row = admit(profiles.users, user)
         profiles.history[row, :, :] = 0
@@ -92,7 +92,7 @@ def item_row(profiles: Profiles, item: Integer, now_ms: Integer) -> Integer:
     """The item's row, made if need be."""
     row = find(profiles.items.keys, profiles.items.rows, item)
     if row < 0:
-        if profiles.items.counts[0] == 0:
+        if is_full(profiles.items):
             evict(profiles.items, profiles.recent_count)
             n_live = 0
             for k in range(profiles.traffic[0]):
@@ -101,7 +101,6 @@ def item_row(profiles: Profiles, item: Integer, now_ms: Integer) -> Integer:
                     n_live += 1
             profiles.traffic[0] = n_live
         row = admit(profiles.items, item)
-        profiles.items.last_ms[row] = 0
         profiles.live[profiles.traffic[0]] = row
         profiles.traffic[0] += 1
     profiles.items.last_ms[row] = max(now_ms, profiles.items.last_ms[row])
@@ -110,12 +109,13 @@ def item_row(profiles: Profiles, item: Integer, now_ms: Integer) -> Integer:
 
 @njit(cache=True)
 def log_q(profiles: Profiles, row: Integer) -> Real:
-    """Log of the chance that one negative sample is this item, times the number of known items (row -1: unknown item)."""
-    n_known = max(profiles.traffic[0], 1)
+    """Log of (chance that :func:`sample_item` draws this item × number of known items); row -1: an unknown item."""
+    if profiles.traffic[2] == 0:
+        return np.float64(0.0)
     ratio = profiles.uniform_share[0]
-    if row >= 0 and profiles.traffic[2] > 0:
-        ratio += (1.0 - ratio) * profiles.recent_count[row] / profiles.traffic[2] * n_known
-    return np.log(ratio)
+    if row >= 0:
+        ratio += (1.0 - ratio) * profiles.recent_count[row] / profiles.traffic[2] * profiles.traffic[0]
+    return np.float64(np.log(ratio))
 
 
 @njit(cache=True)
@@ -212,6 +212,7 @@ def load_profiles(profiles: Profiles, arrays: Mapping[str, NDArray[Any]]) -> Non
     """Fill fresh profiles with what :func:`save_profiles` gave.
 
     :raises ValueError: the arrays are of other shapes: they were saved under other settings.
+    :raises IndexError: likewise, there are more rows than fit.
     """
     for name in ("users", "items"):
         directory: Directory = getattr(profiles, name)

@@ -1,8 +1,9 @@
 """Which attribute goes to which column: derived from the settings once, shared by training and scoring."""
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import nan
 from typing import Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from features.hashing import FieldHasher, missing_id
 
 USER_FIELD = "user_id"
 ITEM_FIELD = "item_id"
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class AttributeReader:
@@ -26,22 +28,32 @@ class AttributeReader:
         self.numeric = tuple(field for field in fields if field.kind == "numeric")
         self._hashers = tuple((field.key, FieldHasher(field.name)) for field in self.categorical)
         self._numbers = tuple(field.key for field in self.numeric)
-        self.empty: tuple[tuple[int, ...], tuple[float, ...]] = (
-            (0,) * len(self.categorical),
-            (nan,) * len(self.numeric),
-        )
+        self._no_hashes = array("q", [0] * len(self.categorical))
+        self._no_numbers = array("f", [nan] * len(self.numeric))
 
-    def __call__(self, attributes: Mapping[str, object]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    def __call__(self, attributes: Mapping[str, object]) -> tuple[list[int], list[float]]:
         """Hashes (0 where the event does not say) and numbers (NaN where it does not)."""
+        hashes, numbers = array("q"), array("f")
+        self.append_to(hashes, numbers, attributes)
+        return hashes.tolist(), numbers.tolist()
+
+    def append_to(self, hashes: "array[int]", numbers: "array[float]", attributes: Mapping[str, object]) -> None:
+        """Append one event's hashes and numbers to flat columns: what ingest does for every event."""
         if not attributes:
-            return self.empty
+            hashes.extend(self._no_hashes)
+            numbers.extend(self._no_numbers)
+            return
         get = attributes.get
-        hashes = tuple(0 if (value := get(key)) is None else hasher(value) for key, hasher in self._hashers)
-        return hashes, tuple(_number(get(key)) for key in self._numbers)
+        for key, hasher in self._hashers:
+            value = get(key)
+            hashes.append(0 if value is None else hasher(value))
+        for key in self._numbers:
+            numbers.append(_number(get(key)))
 
 
 def _number(value: object) -> float:
-    if isinstance(value, int | float) and isfinite(value):
+    # Columns are float32: one number beyond its range would be infinite there, and so would the running mean be.
+    if isinstance(value, int | float) and abs(value) <= _LARGEST:
         return float(value)
     return nan
 

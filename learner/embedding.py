@@ -1,8 +1,8 @@
 """The embedding table: collisionless id → row under a hard byte cap, optimiser state beside the row (ALGORITHMS §5).
 
 One table serves all fields, since a field's name is hashed into its ids. An id gets a row of its own after
-``admit_after`` sightings; until then it uses, and trains, its field's cold row, and a newly admitted row starts as a copy
-of it: new things start at a trained default, not at noise. At the cap the least recently used rows go.
+``admit_after`` sightings; until then it uses, and trains, its field's cold row, and a newly admitted row starts as a
+copy of it: new things start at a trained default, not at noise. At the cap the least recently used rows go.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from contracts.batch import Bools, Float32s, Int64s, Rows
 from contracts.settings import EmbeddingSettings
-from features.directory import Directory, admit, evict, load_directory, new_directory, save_directory
+from features.directory import Directory, admit, evict, is_full, load_directory, new_directory, save_directory
 from features.idmap import Integer, Real, find, map_bytes, mix
 
 NO_ROW = -1
-_SKETCH = 1 << 16
-_HALVE_EVERY = 1 << 20  # sightings; the admission filter forgets by halving, as Monolith's sliding filter does
+_SKETCH = 1 << 19
+# Sightings. The admission filter forgets by halving, as Monolith's sliding filter does; at half a sighting a cell it
+# still takes few new ids for known ones.
+_HALVE_EVERY = 1 << 18
+_MOST_SIGHTINGS = 255
 _STD = 0.01
 _EPSILON = 1e-8
 
@@ -45,7 +48,8 @@ def capacity_for(max_mib: float, width: int) -> int:
             high = middle
     if low < 1000:
         raise ValueError(
-            f"embedding.max_mib must hold at least 1000 rows of width {width}; found {max_mib}, which holds {low}. Raise it."
+            f"embedding.max_mib must hold at least 1000 rows of width {width}; found {max_mib}, which holds {low}. "
+            "Raise it."
         )
     return low
 
@@ -66,7 +70,7 @@ class EmbeddingTable:
         self._directory = new_directory(self.capacity - n_fields, 0, 0)
         self._weights = np.zeros((self.capacity, width), np.float32)
         self._accumulators = np.full(self.capacity, settings.initial_accumulator, np.float32)
-        self._sketch = np.zeros((2, _SKETCH), np.uint16)
+        self._sketch = np.zeros((2, _SKETCH), np.uint8)
         self._counts = np.zeros(3, np.int64)  # sightings since the last halving, rejected sightings, steps
         self._scratch = np.full(self.capacity, -1, np.int32)
         generator = torch.Generator().manual_seed(seed)
@@ -75,7 +79,7 @@ class EmbeddingTable:
     @property
     def n_rows(self) -> int:
         """Rows in use, cold rows included."""
-        return int(self.capacity - self._directory.counts[0])
+        return int(self._n_fields + self._directory.counts[2] - self._directory.counts[0])
 
     @property
     def n_bytes(self) -> int:
@@ -95,7 +99,7 @@ class EmbeddingTable:
     def rows(self, rows: Rows, sightings: Bools | None = None) -> tuple[Int64s, Int64s]:
         """Table rows of the examples' ids and histories.
 
-        :param sightings: shape ``[N]``: examples that count as seeing their ids (admission, recency); None: a look only.
+        :param sightings: shape ``[N]``: examples that count as seeing their ids (admission, recency); None: a look.
         :returns: shapes ``[N, F]`` and ``[N, Y, H]``; :data:`NO_ROW` where the history has none.
         """
         ids = np.empty(rows.ids.shape, np.int64)
@@ -160,7 +164,11 @@ class EmbeddingTable:
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Fill a fresh table with what :meth:`save` gave."""
-        load_directory(self._directory, {name.removeprefix("directory."): array for name, array in arrays.items()})
+        prefix = "directory."
+        load_directory(
+            self._directory,
+            {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)},
+        )
         row = np.concatenate([np.arange(self._n_fields), arrays["directory.row"] + self._n_fields])
         self._weights[row] = arrays["weights"]
         self._accumulators[row] = arrays["accumulators"]
@@ -168,7 +176,7 @@ class EmbeddingTable:
         self._counts[...] = arrays["counts"]
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _look(
     directory: Directory, n_fields: Integer, ids: Int64s, history: Int64s, out_ids: Int64s, out_history: Int64s
 ) -> None:
@@ -186,13 +194,13 @@ def _look(
                     out_history[n, y, h] = row + n_fields if row >= 0 else 1
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _see(
     directory: Directory,
     n_fields: Integer,
     ids: Int64s,
     sightings: Bools,
-    sketch: NDArray[np.uint16],
+    sketch: NDArray[np.uint8],
     admit_after: Integer,
     counts: Int64s,
     weights: Float32s,
@@ -207,7 +215,7 @@ def _see(
             if row < 0 and sightings[n]:
                 seen = _sighted(sketch, key, counts)
                 if seen >= admit_after:
-                    if directory.counts[0] == 0:
+                    if is_full(directory):
                         evict(directory, directory.free[:0])
                     row = admit(directory, key)
                     weights[row + n_fields] = weights[f]
@@ -220,25 +228,28 @@ def _see(
 
 
 @njit(cache=True)
-def _sighted(sketch: NDArray[np.uint16], key: Integer, counts: Int64s) -> Integer:
-    """Count a sighting in a count-min sketch of two rows (Cormode & Muthukrishnan 2005) and return the estimate."""
+def _sighted(sketch: NDArray[np.uint8], key: Integer, counts: Int64s) -> Integer:
+    """Count a sighting in a count-min sketch of two rows (Cormode & Muthukrishnan 2005) and return the estimate.
+
+    Only the cells that hold the least are raised (conservative update, Estan & Varghese 2002).
+    """
     counts[0] += 1
     if counts[0] >= _HALVE_EVERY:
         counts[0] = 0
         for r in range(2):
             for c in range(_SKETCH):
-                sketch[r, c] >>= np.uint16(1)
+                sketch[r, c] >>= np.uint8(1)
     hashed = mix(key)
-    least = 65535
-    for r in range(2):
-        cell = np.int64(hashed >> np.uint64(16 * r)) & (_SKETCH - 1)
-        if sketch[r, cell] < 65535:
-            sketch[r, cell] += np.uint16(1)
-        least = min(least, np.int64(sketch[r, cell]))
-    return least
+    first = np.int64(hashed & np.uint64(_SKETCH - 1))
+    second = np.int64((hashed >> np.uint64(32)) & np.uint64(_SKETCH - 1))
+    seen = min(np.int64(sketch[0, first]), np.int64(sketch[1, second])) + 1
+    if seen <= _MOST_SIGHTINGS:
+        sketch[0, first] = max(np.int64(sketch[0, first]), seen)
+        sketch[1, second] = max(np.int64(sketch[1, second]), seen)
+    return seen
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=True)
 def _embed(weights: Float32s, ids: Int64s, history: Int64s, out: Float32s) -> None:
     n_fields, width = ids.shape[1], weights.shape[1]
     for n in range(ids.shape[0]):
@@ -261,7 +272,7 @@ def _embed(weights: Float32s, ids: Int64s, history: Int64s, out: Float32s) -> No
                     out[n, n_fields + y, d] *= share
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=True)
 def _update(
     weights: Float32s,
     accumulators: Float32s,
@@ -276,7 +287,7 @@ def _update(
     n_uses = ids.size + history.size
     touched = np.empty(n_uses, np.int64)
     summed = np.empty((n_uses, width), np.float32)
-    n_touched = 0
+    n_touched: Integer = 0
     for n in range(ids.shape[0]):
         for f in range(n_fields):
             n_touched = _gather(ids[n, f], gradient[n, f], scale, scratch, touched, summed, n_touched)
@@ -313,7 +324,7 @@ def _gather(
     summed: Float32s,
     n_touched: Integer,
 ) -> Integer:
-    at = np.int64(scratch[row])
+    at: Integer = np.int64(scratch[row])
     if at < 0:
         at = n_touched
         scratch[row] = at

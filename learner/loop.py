@@ -4,7 +4,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Any
+
+import msgspec
 
 from contracts.batch import Barrier, Batch, Layout
 from contracts.records import Offsets
@@ -48,6 +49,7 @@ class LearnerLoop:
         :raises OSError: the last snapshot could not be written; an earlier failure is counted, and the next barrier
             tries again.
         """
+        self._metrics.begin(self._trainer)
         failure: OSError | None = None
         for piece in stream:
             if isinstance(piece, Barrier):
@@ -111,17 +113,18 @@ def check_snapshot(snapshot: Snapshot, settings: Settings, layout: Layout) -> No
     :raises OtherSettingsError: names both fingerprints, and the tasks or columns that differ.
     """
     manifest = snapshot.manifest
-    if manifest.settings_fingerprint == settings.fingerprint():
-        return
-    now: dict[str, Any] = asdict(layout)
+    found, expected = manifest.settings_fingerprint, settings.fingerprint()
     differ = [
-        f"{name}: snapshot {manifest.layout.get(name)}, settings {list(value) if isinstance(value, tuple) else value}"
-        for name, value in now.items()
-        if manifest.layout.get(name) != (list(value) if isinstance(value, tuple) else value) and name != "dense"
+        name if name == "dense" else f"{name}: snapshot {manifest.layout.get(name)}, settings {value}"
+        for name, value in msgspec.json.decode(msgspec.json.encode(layout)).items()
+        if manifest.layout.get(name) != value
     ]
+    if found == expected and not differ:
+        return
+    if found == expected:
+        differ.append(f"the snapshot is of library version {manifest.library}")
     raise OtherSettingsError(
-        f"Snapshot v{manifest.version:08d} was made under settings {manifest.settings_fingerprint}, these are "
-        f"{settings.fingerprint()}"
-        + (f" ({'; '.join(differ)})" if differ else " (features, model, embedding, events, negatives or batch differ)")
-        + ". Restore the old settings, or give `snapshot.directory` a new, empty folder to start afresh."
+        f"Snapshot v{manifest.version:08d} was made under settings {found}, these are {expected} "
+        f"({'; '.join(differ) or 'features, model, embedding, events, negatives or batch differ'}). "
+        "Restore the old settings, or give `snapshot.directory` a new, empty folder to start afresh."
     )

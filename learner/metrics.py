@@ -1,5 +1,7 @@
 """What the learner tells Prometheus (ALGORITHMS §9)."""
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from contracts.batch import Batch
@@ -60,6 +62,17 @@ class LearnerMetrics:
         )
         self.snapshot_failures = counter("anabranch_snapshot_failures", "Snapshots that could not be written.")
 
+    def begin(self, trainer: Trainer) -> None:
+        """Before the first step: every series is there from now on, and what a snapshot brought is not counted again.
+
+        A counter that appears with a value, or jumps to the total of an earlier run, would mislead ``increase()``.
+        """
+        for task in trainer.layout.tasks:
+            self.drift.labels(self._detector, task)
+        for counter, name, total in self._totals(trainer):
+            counter.inc(0)
+            self._told[name] = total
+
     def stepped(self, trainer: Trainer, batch: Batch, seconds: float) -> None:
         """After a step."""
         self.batch_seconds.observe(seconds)
@@ -71,14 +84,11 @@ class LearnerMetrics:
 
     def refresh(self, trainer: Trainer, now_ms: int) -> None:
         """Bring the gauges up to date; adding up the windows costs more than a step should."""
-        for index, task in enumerate(trainer.layout.tasks):
-            self._add(self.examples.labels(task), f"examples {task}", trainer.n_learned[index])
-            self._add(self.positives.labels(task), f"positives {task}", trainer.n_positives[index])
-            if task in trainer.losses:
-                self.loss.labels(task).set(trainer.losses[task])
-        self._add(self.nonfinite, "nonfinite", trainer.n_nonfinite)
-        self._add(self.evicted.labels(_TABLE), "evicted", trainer.table.n_evicted)
-        self._add(self.rejected.labels(_TABLE), "rejected", trainer.table.n_rejected)
+        for counter, name, total in self._totals(trainer):
+            counter.inc(total - self._told.get(name, 0.0))
+            self._told[name] = total
+        for task, loss in trainer.losses.items():
+            self.loss.labels(task).set(loss)
         self.rows.labels(_TABLE).set(trainer.table.n_rows)
         self.bytes.labels(_TABLE).set(trainer.table.n_bytes)
         self._tell_quality(trainer.quality, now_ms)
@@ -91,6 +101,10 @@ class LearnerMetrics:
                     value = metrics[name]
                     gauge.labels(task, window).set(float("nan") if value is None else value)
 
-    def _add(self, counter: Counter, name: str, total: float) -> None:
-        counter.inc(max(float(total) - self._told.get(name, 0.0), 0.0))
-        self._told[name] = float(total)
+    def _totals(self, trainer: Trainer) -> Iterator[tuple[Counter, str, float]]:
+        for index, task in enumerate(trainer.layout.tasks):
+            yield self.examples.labels(task), f"examples {task}", float(trainer.n_learned[index])
+            yield self.positives.labels(task), f"positives {task}", float(trainer.n_positives[index])
+        yield self.nonfinite, "nonfinite", float(trainer.n_nonfinite)
+        yield self.evicted.labels(_TABLE), "evicted", float(trainer.table.n_evicted)
+        yield self.rejected.labels(_TABLE), "rejected", float(trainer.table.n_rejected)

@@ -8,6 +8,7 @@ Order of work, for each batch (DESIGN §3: score, mature, then learn):
 4. take the labels into the base rates.
 """
 
+import os
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from learner.balancing._base import Balancer
 from learner.drift._base import DriftDetector
 from learner.embedding import EmbeddingTable
 from learner.evaluation import Quality
-from learner.losses import BaseRates, masked_bce
-from learner.models._base import Network
+from learner.losses import BaseRates, immediate_logits, masked_bce
+from learner.models._base import Network, comparable_logits, load_network
 from learner.store import ExampleStore
 
 _MOST_THREADS = 4
@@ -30,8 +31,13 @@ _RANKING_CHUNK = 4096
 
 
 def use_threads(settings: Settings) -> None:
-    """Set torch's thread count; results are bitwise repeatable for one thread count only."""
-    torch.set_num_threads(settings.train.threads or min(torch.get_num_threads(), _MOST_THREADS))
+    """Set torch's thread count; results are bitwise repeatable for one thread count only.
+
+    One core is left to the ingest side: threads that wait for each other at every small operation lose more to a busy
+    core than they win.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(settings.train.threads or min(max(cores - 1, 1), _MOST_THREADS))
 
 
 class Trainer:
@@ -47,7 +53,9 @@ class Trainer:
             len(layout.event_types),
             settings.seed,
         )
-        self.base_rates = BaseRates(len(layout.tasks))
+        immediate = np.array(settings.immediate_tasks, np.bool_)
+        self._immediate = torch.from_numpy(immediate)
+        self.base_rates = BaseRates(len(layout.tasks), immediate)
         self.quality = Quality(settings.tasks, settings.evaluation.window_ms, oracle=True)
         self.detectors: list[DriftDetector] = [
             load("learner.drift", settings.evaluation.detector).Detector() for _ in settings.tasks
@@ -73,7 +81,7 @@ class Trainer:
         self.quality.count_new_items(batch.new_item_events)
         self.drifted = []
 
-        at_once = batch.known.any(1)
+        at_once = batch.learn.any(1)
         ids, history = self.table.rows(batch.rows, ~batch.sampled)
         base = self.base_rates.logits
         logits = np.empty(batch.labels.shape, np.float32)
@@ -83,18 +91,18 @@ class Trainer:
                 embedded = self.table.embed(ids[waiting], history[waiting])
                 logits[waiting] = (self.network(embedded, torch.from_numpy(batch.rows.dense[waiting])) + base).numpy()
 
-        # Rows that wait must be in the store before labels of this same batch are looked up there.
-        now = np.flatnonzero(at_once)
-        matured_known = batch.matured_known
+        # Rows must be in the store before labels of this same batch are looked up there.
         self._store.put(batch, logits)
-        matured = self._store.rows(batch.matured_slot)
-        matured_ids, matured_history = self.table.rows(matured)
-        ids = np.concatenate([ids[now], matured_ids])
-        history = np.concatenate([history[now], matured_history])
-        dense = torch.from_numpy(np.concatenate([batch.rows.dense[now], matured.dense]))
-        labels = np.concatenate([batch.labels[now], batch.matured_labels])
-        known = np.concatenate([batch.known[now], matured_known])
+        now, then = np.flatnonzero(at_once), np.flatnonzero(batch.matured_learn.any(1))
+        stored = self._store.rows(batch.matured_slot[then])
+        stored_ids, stored_history = self.table.rows(stored)
+        ids = np.concatenate([ids[now], stored_ids])
+        history = np.concatenate([history[now], stored_history])
+        dense = torch.from_numpy(np.concatenate([batch.rows.dense[now], stored.dense]))
+        labels = np.concatenate([batch.labels[now], batch.matured_labels[then]])
+        learn = np.concatenate([batch.learn[now], batch.matured_learn[then]])
         if not len(ids):
+            self._measure(batch, logits)
             return
 
         embedded = self.table.embed(ids, history).requires_grad_()
@@ -102,8 +110,8 @@ class Trainer:
         logits[now] = scored.detach()[: len(now)].numpy()
         self._store.put(batch, logits)
         self._measure(batch, logits)
-        self._learn(scored, embedded, ids, history, labels, known)
-        self.base_rates.update(labels, known)
+        self._learn(immediate_logits(scored, self._immediate), embedded, ids, history, labels, learn)
+        self.base_rates.update(labels, learn)
 
     def measure(self, batch: Batch) -> None:
         """Count the quality of the labels that matured, without learning: at the end of a log."""
@@ -144,9 +152,9 @@ class Trainer:
         ids: NDArray[np.int64],
         history: NDArray[np.int64],
         labels: Float32s,
-        known: Bools,
+        learn: Bools,
     ) -> None:
-        mask = torch.from_numpy(known)
+        mask = torch.from_numpy(learn)
         losses = masked_bce(logits, torch.from_numpy(labels), mask)
         total = self._balancer(losses, mask.sum(0), self.base_rates.rates)
         if not torch.isfinite(total):
@@ -164,9 +172,9 @@ class Trainer:
         self._optimizer.step()
         gradient = embedded.grad
         if gradient is not None:
-            self.table.update(ids, history, gradient, float(known.sum(0).max()))
-        self.n_learned += known.sum(0)
-        self.n_positives += (labels * known).sum(0).astype(np.int64)
+            self.table.update(ids, history, gradient, float(learn.sum(0).max()))
+        self.n_learned += learn.sum(0)
+        self.n_positives += np.count_nonzero((labels > 0.5) & learn, axis=0)
 
     def _rank(self, ranking: RankingRows) -> None:
         candidates = ranking.tie_breaks.shape[1]
@@ -224,26 +232,6 @@ class Trainer:
             detector.restore(saved)
         self.n_nonfinite = state["n_nonfinite"]
         self.n_learned, self.n_positives = np.array(state["n_learned"]), np.array(state["n_positives"])
-
-
-def comparable_logits(residual: Float32s, log_q: Float32s, base: Float32s, sampled: Bools) -> Float32s:
-    """Logits that compare items, from the network's residuals; what scoring serves.
-
-    An outcome's logit is residual + base rate. A task that learned against sampled items gives the log-odds of its item
-    against one drawn uniformly: training removed log q, so it is added here (Yi et al. 2019).
-
-    :param residual: shape ``[N, T]``; ``log_q``: ``[N]``; ``base`` and ``sampled``: ``[T]``.
-    :returns: shape ``[N, T]``.
-    """
-    logits: Float32s = residual + np.where(sampled, log_q[:, None], base)
-    return logits
-
-
-def load_network(network: Network, arrays: dict[str, NDArray[Any]]) -> None:
-    """Copy weights into a network of the same shape."""
-    with torch.no_grad():
-        for name, value in network.state_dict().items():
-            value.copy_(torch.from_numpy(arrays[name]))
 
 
 def _slice(rows: Rows, start: int, end: int) -> Rows:

@@ -11,10 +11,11 @@ from contracts.settings import BatchSettings
 from features.encoder import EventColumns
 from features.schema import FeatureSchema
 
+_INTEGERS = 11
 _NO_TASK = -1
 _NO_SLOT = -1
-# A batch never splits a request; one request that is longer than this many batches is split all the same.
-_MOST_BATCHES = 4
+MOST_BATCHES = 4
+"""A batch never splits a request; one that is longer than this many full batches is split all the same."""
 
 
 class EventBuffer:
@@ -24,30 +25,16 @@ class EventBuffer:
     """
 
     def __init__(self, schema: FeatureSchema, truths: tuple[str, ...], settings: BatchSettings) -> None:
-        self._schema = schema
         self._truths = truths
         self._settings = settings
+        self._readers = (schema.item, schema.user, schema.context)
+        self._no_truth = array("f", [nan] * len(truths))
         self._clear()
 
     def _clear(self) -> None:
-        self._integers: dict[str, array[int]] = {
-            name: array("q")
-            for name in (
-                "kind",
-                "user",
-                "item",
-                "time_ms",
-                "emit",
-                "keep",
-                "negatives",
-                "rank",
-                "slot",
-                "task",
-                "list_id",
-            )
-        }
-        self._attributes = {owner: array("q") for owner in ("item", "user", "context")}
-        self._numbers = {owner: array("f") for owner in ("item", "user", "context")}
+        self._integers = array("q")
+        self._attributes = (array("q"), array("q"), array("q"))
+        self._numbers = (array("f"), array("f"), array("f"))
         self._truth = array("f")
         self._has_truth = False
         self.n_events = 0
@@ -71,33 +58,17 @@ class EventBuffer:
         list_id: int = 0,
     ) -> None:
         """Append one event; ``task`` is the task that the event is a positive of at once."""
-        columns = self._integers
-        columns["kind"].append(kind)
-        columns["user"].append(user)
-        columns["item"].append(item)
-        columns["time_ms"].append(event.ts_ms)
-        columns["emit"].append(emit)
-        columns["keep"].append(keep)
-        columns["negatives"].append(negatives)
-        columns["rank"].append(rank)
-        columns["slot"].append(slot)
-        columns["task"].append(task)
-        columns["list_id"].append(list_id)
-        schema = self._schema
-        for owner, reader, attributes in (
-            ("item", schema.item, event.item),
-            ("user", schema.user, event.user),
-            ("context", schema.context, event.context),
+        self._integers.extend((kind, user, item, event.ts_ms, emit, keep, negatives, rank, slot, task, list_id))
+        for reader, hashes, numbers, attributes in zip(
+            self._readers, self._attributes, self._numbers, (event.item, event.user, event.context), strict=True
         ):
-            hashes, numbers = reader(attributes)
-            self._attributes[owner].extend(hashes)
-            self._numbers[owner].extend(numbers)
+            reader.append_to(hashes, numbers, attributes)
         truth = event.truth
         if truth:
             self._has_truth = True
             self._truth.extend([truth.get(name, nan) for name in self._truths])
         else:
-            self._truth.extend([nan] * len(self._truths))
+            self._truth.extend(self._no_truth)
         if not self.n_events:
             self.first_event_ms = event.ts_ms
         self.n_events += 1
@@ -113,36 +84,38 @@ class EventBuffer:
         full = n_rows >= settings.max_rows or (
             n_rows >= settings.min_rows and now_ms - self.first_event_ms >= settings.span_ms
         )
-        same_request = request is not None and request == self.last_request
-        return full and (not same_request or n_rows >= _MOST_BATCHES * settings.max_rows)
+        same_request = bool(request) and request == self.last_request
+        return full and (not same_request or n_rows >= MOST_BATCHES * settings.max_rows)
 
     def take(self) -> tuple[EventColumns, Int64s, Int64s, Int64s, Float32s | None]:
         """The columns, then per event slot, task and list id, then the truths (or None); the buffer is empty again."""
-        integers = {name: np.array(column, np.int64) for name, column in self._integers.items()}
         n_events = self.n_events
-        schema = self._schema
-        readers = {"item": schema.item, "user": schema.user, "context": schema.context}
-        attributes, numbers = {}, {}
-        for owner, reader in readers.items():
-            hashes, values = np.array(self._attributes[owner], np.int64), np.array(self._numbers[owner], np.float32)
-            attributes[owner] = hashes.reshape(n_events, len(reader.categorical))
-            numbers[owner] = values.reshape(n_events, len(reader.numeric))
+        integers = np.array(self._integers, np.int64).reshape(n_events, _INTEGERS).T.copy()
+        kind, user, item, time_ms, emit, keep, negatives, rank, slot, task, list_id = integers
+        attributes = [
+            np.array(flat, np.int64).reshape(n_events, len(reader.categorical))
+            for flat, reader in zip(self._attributes, self._readers, strict=True)
+        ]
+        numbers = [
+            np.array(flat, np.float32).reshape(n_events, len(reader.numeric))
+            for flat, reader in zip(self._numbers, self._readers, strict=True)
+        ]
         truth = np.array(self._truth, np.float32).reshape(n_events, len(self._truths)) if self._has_truth else None
         columns = EventColumns(
-            kind=integers["kind"],
-            user=integers["user"],
-            item=integers["item"],
-            time_ms=integers["time_ms"],
-            emit=integers["emit"],
-            keep=integers["keep"],
-            negatives=integers["negatives"],
-            rank=integers["rank"],
-            item_attributes=attributes["item"],
-            item_numbers=numbers["item"],
-            user_attributes=attributes["user"],
-            user_numbers=numbers["user"],
-            context_attributes=attributes["context"],
-            context_numbers=numbers["context"],
+            kind=kind,
+            user=user,
+            item=item,
+            time_ms=time_ms,
+            emit=emit,
+            keep=keep,
+            negatives=negatives,
+            rank=rank,
+            item_attributes=attributes[0],
+            item_numbers=numbers[0],
+            user_attributes=attributes[1],
+            user_numbers=numbers[1],
+            context_attributes=attributes[2],
+            context_numbers=numbers[2],
         )
         self._clear()
-        return columns, integers["slot"], integers["task"], integers["list_id"], truth
+        return columns, slot, task, list_id, truth

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
@@ -181,6 +181,18 @@ def connect(make: Callable[[int], T], bootstrap_servers: str, timeout_ms: int) -
         return make(max(left_ms, 1_000))
     except KafkaError as error:
         raise _absent(bootstrap_servers, timeout_ms, f"{type(error).__name__}: {error}") from error
+
+
+def close_producer(producer: Any, timeout_s: float) -> None:
+    """Close a ``KafkaProducer`` within the time, whether or not its broker is still there."""
+    try:
+        producer.close(timeout=timeout_s)
+    except KafkaError as error:
+        logger.warning("closing with records that were not stored: %s", error)
+        # kafka-python 3.0.12 gives up here before it stops its thread, and tries again when collected.
+        producer._sender.force_close()
+        producer._sender.join(timeout_s)
+        producer.close(timeout=timeout_s)
 
 
 def _absent(bootstrap_servers: str, timeout_ms: int, why: str) -> BrokerError:

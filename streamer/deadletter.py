@@ -9,13 +9,14 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from contracts.records import Record
 from contracts.settings import KafkaSettings
-from streamer.broker import connect, create_topics
+from streamer.broker import close_producer, connect, create_topics
 
 logger = logging.getLogger(__name__)
 
 MAX_PENDING = 10_000
 MAX_DETAIL_CHARACTERS = 2_000
 CUT_BYTES = 100_000
+TOPIC_WAIT_MS = 15_000
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
@@ -91,6 +92,8 @@ class KafkaDeadLetters:
                 enable_idempotence=False,  # twice is fine here, and Tansu works better without
                 compression_type="lz4",
                 linger_ms=20,
+                max_block_ms=TOPIC_WAIT_MS,
+                allow_auto_create_topics=False,
                 max_request_size=64 << 20,  # whether a record is too large is the broker's to say
             ),
             settings.bootstrap_servers,
@@ -142,7 +145,7 @@ class KafkaDeadLetters:
         """Disconnect; what was not flushed is sent again by the run that resumes."""
         if not self._closed:
             self._closed = True
-            self._producer.close(timeout=5)
+            close_producer(self._producer, timeout_s=5)
 
     def __enter__(self) -> Self:
         return self
@@ -175,6 +178,6 @@ class KafkaDeadLetters:
             self._producer.flush(timeout=timeout_s)
         except KafkaTimeoutError as error:
             raise DeadLetterError(
-                f"{len(self._pending)} bad records are not stored in `{self._topic}` after {timeout_s:.0f} s. "
+                f"{len(self._pending)} bad records are not stored in `{self._topic}` after {timeout_s:g} s. "
                 "Is the broker there?"
             ) from error

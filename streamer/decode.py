@@ -1,6 +1,7 @@
 """From a record's bytes to events: canonical JSON, or a foreign log read by a mapping (DESIGN §2)."""
 
 import csv
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from streamer.reasons import explain
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _MAX_FLOAT = 1.7e308
+_LONG_NUMBER = re.compile(rb"[0-9]{309}").search
 _LONG_NUMBER_BYTES = 350
 """A whole number beyond a float's range has 309 digits: a shorter record cannot hold an event with one."""
 
@@ -27,6 +29,7 @@ class EventDecoder:
 
     def __init__(self, settings: Settings, mapping: Mapping | None, clock_ms: Callable[[], int]) -> None:
         self._types = frozenset(settings.event_types)
+        self._ignored = frozenset(settings.events.ignore)
         self._max_bytes = settings.events.max_bytes
         self._max_future_ms = settings.events.max_future_ms
         self._mapping = mapping
@@ -56,8 +59,8 @@ class EventDecoder:
         if event.ts_ms > latest_ms:
             raise self._future(event)
         if event.type not in self._types:
-            raise self._unknown(event.type)
-        if len(value) > _LONG_NUMBER_BYTES:
+            return self._not_declared(event.type)
+        if len(value) > _LONG_NUMBER_BYTES and _LONG_NUMBER(value):
             _require_float_range(event)
         return [event]
 
@@ -68,7 +71,7 @@ class EventDecoder:
             if event.ts_ms > latest_ms:
                 raise self._future(event)
         if events and events[0].type not in self._types:
-            raise self._unknown(events[0].type)
+            return self._not_declared(events[0].type)
         # A flag's event is an extra of its row: where no task asks for it, the row is still good.
         return [event for event in events if event.type in self._types]
 
@@ -96,11 +99,13 @@ class EventDecoder:
             "event time is in milliseconds. `events.max_future` sets how far ahead is allowed.",
         )
 
-    def _unknown(self, type_: str) -> BadRecordError:
-        return BadRecordError(
+    def _not_declared(self, type_: str) -> list[Event]:
+        if type_ in self._ignored or "*" in self._ignored:
+            return []
+        raise BadRecordError(
             "unknown_type",
             f"Event type `{type_[:64]}` belongs to no task; declared are {', '.join(sorted(self._types))}. "
-            "Declare it (`[[tasks]]` with `name` or `event`), or list it under `ignore` in a mapping.",
+            "Declare it (`[[tasks]]` with `name` or `event`), or list it in `events.ignore`.",
         )
 
 

@@ -32,7 +32,7 @@ class Deduplicator:
         full = len(self._young) >= self._capacity
         if full or time_ms - self._since_ms >= self._horizon_ms:
             self.ended_early += full
-            self._old, self._young, self._since_ms = self._young, set(), time_ms
+            self._old, self._young, self._since_ms = self._young, set(), max(self._since_ms, time_ms)
         self._young.add(event)
         return False
 

@@ -6,7 +6,7 @@ different speeds do not close each other's windows: key the topic by user.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,14 @@ from contracts.settings import Task
 
 @dataclass(slots=True)
 class Matured:
-    """Labels that became known: parallel lists of slot, bit mask of labels, bit mask of tasks."""
+    """What became known: parallel lists of slot and bit masks of tasks."""
 
-    slot: list[int]
-    labels: list[int]
-    known: list[int]
+    slot: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    known: list[int] = field(default_factory=list)
+    """Tasks whose window closed: the label is final."""
+    learn: list[int] = field(default_factory=list)
+    """Tasks to learn from now."""
 
 
 class Joiner:
@@ -44,6 +47,7 @@ class Joiner:
         for index in outcomes:
             by_window[tasks[index].window_ms] = by_window.get(tasks[index].window_ms, 0) | 1 << index
         self._masks = sorted(by_window.items())
+        self._learned_at_outcome = sum(1 << index for index in outcomes if tasks[index].delay == "fnc_in_loss")
         self._lateness_ms = lateness_ms
         self._max_open = max_open
         self._queues: dict[Partition, list[deque[int]]] = {}
@@ -57,7 +61,7 @@ class Joiner:
         self._request: list[int] = []
         self._free: list[int] = []
         self._released: list[int] = []
-        self._matured = Matured([], [], [])
+        self._matured = Matured()
         self.n_open = 0
         self.n_evicted = 0
 
@@ -99,9 +103,10 @@ class Joiner:
         self._opened_ms[slot], self._labels[slot] = time_ms, 0
         self._waiting[slot] = sum(mask for _, mask in self._masks)
         self._pair[slot], self._request[slot] = pair, request
-        self._by_pair[pair] = slot
-        if request:
-            self._by_request[request] = slot
+        for index, key in ((self._by_pair, pair), (self._by_request, request)):
+            held = index.get(key)
+            if key and (held is None or self._opened_ms[held] <= time_ms):
+                index[key] = slot
         queues = self._queues.get(partition)
         if queues is None:
             queues = self._queues[partition] = [deque() for _ in self._masks]
@@ -119,16 +124,20 @@ class Joiner:
                 return "orphan"
         if not self._waiting[slot] >> task & 1 or time_ms - self._opened_ms[slot] > self._windows_ms[task]:
             return "late"
-        self._labels[slot] |= 1 << task
+        self.set_label(slot, task)
         return "labelled"
 
     def set_label(self, slot: int, task: int) -> None:
-        """Label an exposure that was made for its outcome."""
-        self._labels[slot] |= 1 << task
+        """Label an open exposure; a second outcome of the same kind changes nothing."""
+        bit = 1 << task
+        if not self._labels[slot] & bit:
+            self._labels[slot] |= bit
+            if self._learned_at_outcome & bit:
+                self._append(slot, bit, known=0, learn=bit)
 
     def take_matured(self) -> Matured:
         """What closed since the last call."""
-        matured, self._matured = self._matured, Matured([], [], [])
+        matured, self._matured = self._matured, Matured()
         self._free.extend(reversed(self._released))
         self._released = []
         return matured
@@ -142,21 +151,27 @@ class Joiner:
 
     def _insert(self, queue: deque[int], slot: int) -> None:
         opened_ms = self._opened_ms
+        if queue and opened_ms[slot] < opened_ms[queue[0]]:  # absurdly late: not worth a walk through all of them
+            queue.appendleft(slot)
+            return
         position = len(queue)
-        while position and opened_ms[queue[position - 1]] > opened_ms[slot]:
+        for other in reversed(queue):
+            if opened_ms[other] <= opened_ms[slot]:
+                break
             position -= 1
-        if position == len(queue):
-            queue.append(slot)
-        else:
-            queue.insert(position, slot)
+        queue.insert(position, slot)
 
     def _close(self, slot: int, mask: int) -> None:
-        self._matured.slot.append(slot)
-        self._matured.labels.append(self._labels[slot])
-        self._matured.known.append(mask)
+        self._append(slot, self._labels[slot], known=mask, learn=mask & ~self._learned_at_outcome)
         self._waiting[slot] &= ~mask
         if not self._waiting[slot]:
             self._release(slot)
+
+    def _append(self, slot: int, labels: int, *, known: int, learn: int) -> None:
+        self._matured.slot.append(slot)
+        self._matured.labels.append(labels)
+        self._matured.known.append(known)
+        self._matured.learn.append(learn)
 
     def _release(self, slot: int) -> None:
         for index, key in ((self._by_pair, self._pair[slot]), (self._by_request, self._request[slot])):
@@ -192,7 +207,7 @@ class Joiner:
                 ("by_request", list(self._by_request.values())),
             )
         }
-        partitions = sorted(self._queues)
+        partitions = list(self._queues)
         for at, partition in enumerate(partitions):
             for window, queue in enumerate(self._queues[partition]):
                 arrays[f"queue.{at}.{window}"] = np.array(queue, np.int64)

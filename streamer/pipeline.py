@@ -10,13 +10,16 @@ Order of work, for each record:
 Nothing here depends on how many records a poll returned, nor on the wall clock, so a replay gives the same batches.
 """
 
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contracts.batch import Barrier, Batch, Int64s, RankingRows
+from contracts.batch import Barrier, Batch, Int64s, RankingRows, Rows
 from contracts.events import Event
 from contracts.records import BadRecordError, Offsets, Partition, Record, decode_offsets, encode_offsets
 from contracts.settings import Settings
@@ -24,24 +27,26 @@ from features.encoder import Encoded, Encoder
 from features.hashing import FieldHasher, hash_id
 from features.profiles import load_profiles, new_profiles, save_profiles
 from features.schema import ITEM_FIELD, USER_FIELD, FeatureSchema
-from streamer.batching import EventBuffer
+from streamer.batching import MOST_BATCHES, EventBuffer
 from streamer.deadletter import DeadLetterSink
 from streamer.decode import EventDecoder
 from streamer.deduplicate import Deduplicator
-from streamer.join import Joiner, Matured
+from streamer.join import Joiner
 from streamer.metrics import StreamMetrics
 from streamer.sources._base import Source
 
 _POLL_MS = 200
 _FLUSH_SECONDS = 30.0
 _RANK_SCALE = 1 << 24
+_REQUESTS_REMEMBERED = 10_000
 
 
 class Ingest:
     """Poll, decode, join, encode: everything before the learner.
 
     :param settings: the whole run's settings.
-    :param stop: asked between polls; true ends the stream after the current batch.
+    :param stop: asked between records; true ends the stream after the current batch.
+    :param clock_ms: wall clock; it only spaces the barriers out.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Ingest:
         dead_letters: DeadLetterSink,
         metrics: StreamMetrics,
         stop: Callable[[], bool] = lambda: False,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self.schema = FeatureSchema.of(settings)
         self.profiles = new_profiles(settings.features, self.schema, settings.negatives.uniform_share, settings.seed)
@@ -63,14 +69,20 @@ class Ingest:
         self._dead_letters = dead_letters
         self._metrics = metrics
         self._stop = stop
+        self._clock_ms = clock_ms
+        self._barrier_clock_ms = 0
         self._encoder = Encoder(self.schema, self.profiles)
         self._user_hasher, self._item_hasher = FieldHasher(USER_FIELD), FieldHasher(ITEM_FIELD)
+        self._request_hasher = FieldHasher("request_id", _REQUESTS_REMEMBERED)
         self._kinds = {name: index for index, name in enumerate(settings.event_types)}
         self._task_of = {task.event_type: index for index, task in enumerate(settings.tasks)}
         self._is_exposure_mode = settings.mode == "exposure"
         exposure_task = self._task_of.get(settings.events.exposure, -1)
         outcomes = [index for index in range(len(settings.tasks)) if self._is_exposure_mode and index != exposure_task]
         self._outcomes = set(outcomes)
+        self._learned_at_once = np.array(
+            [index in self._outcomes and task.delay == "fnc_in_loss" for index, task in enumerate(settings.tasks)]
+        )
         # Without sampled items an exposure's own task would only ever see positives.
         self._exposure_task = exposure_task if settings.negatives.exposure else -1
         self._joiner = Joiner(settings.tasks, outcomes, settings.events.lateness_ms, settings.events.max_open)
@@ -79,8 +91,12 @@ class Ingest:
         self._offsets: Offsets = {}
         self._barrier_events = 0
         self._barrier_ms = -1
-        self._rank_below = int(settings.evaluation.ranking_share * _RANK_SCALE)
+        shares = settings.evaluation.ranking
+        self._rank_below = {
+            task.event_type: int(shares[task.name] * _RANK_SCALE) for task in settings.tasks if shares.get(task.name)
+        }
         self._n_evicted = 0
+        self._consumed: Counter[tuple[str, str]] = Counter()
 
     @property
     def offsets(self) -> Offsets:
@@ -95,11 +111,13 @@ class Ingest:
     def stream(self) -> Iterator[Batch | Barrier]:
         """Batches, with a barrier after one whenever a snapshot is due, and one at the end."""
         while not self._stop() and not self._source.ended:
+            # A partition without records so far has a position, too: a run that resumes must not miss its first ones.
+            self._offsets = {**self._source.position(), **self._offsets}
             records = self._source.poll(_POLL_MS)
             for record in records:
                 events = self._decode(record)
                 if events and self._buffer.due(events[0].ts_ms, events[0].request_id, self._joiner.n_matured):
-                    yield self._close_batch()
+                    yield from self._portions(self._close_batch())
                     if self._barrier_due():
                         yield self.barrier()
                 partition = (record.topic, record.partition)
@@ -110,7 +128,7 @@ class Ingest:
                     break
             self._tell()
         if self._buffer.n_events or self._joiner.n_matured:
-            yield self._close_batch()
+            yield from self._portions(self._close_batch())
         yield self.barrier()
 
     def close_open_windows(self) -> Batch:
@@ -122,6 +140,7 @@ class Ingest:
         """The cut at this point; the dead letters of everything before it are safe first."""
         self._dead_letters.flush(_FLUSH_SECONDS)
         self._barrier_events, self._barrier_ms = self.n_events, self.event_time_ms
+        self._barrier_clock_ms = self._clock_ms()
         join_arrays, join_state = self._joiner.save()
         seen_arrays, seen_state = self._seen.save()
         groups = {"profiles": save_profiles(self.profiles), "join": join_arrays, "seen": seen_arrays}
@@ -160,7 +179,7 @@ class Ingest:
             self._metrics.duplicate.inc()
             return
         self.n_events += 1
-        self._metrics.consumed.labels(partition[0], event.type).inc()
+        self._consumed[partition[0], event.type] += 1
         self._joiner.advance(partition, event.ts_ms)
         user, item = self._user_hasher(event.user_id), self._item_hasher(event.item_id)
         if self._is_exposure_mode:
@@ -175,7 +194,7 @@ class Ingest:
 
     def _take_exposure_mode(self, event: Event, partition: Partition, user: int, item: int) -> None:
         kind = self._kinds[event.type]
-        request = hash_id("request_id", event.request_id) if event.request_id else 0
+        request = self._request_hasher(event.request_id) if event.request_id else 0
         if event.type == self._settings.events.exposure:
             slot = self._joiner.expose(partition, event.ts_ms, user, item, request) if self._outcomes else -1
             task = self._exposure_task
@@ -207,7 +226,8 @@ class Ingest:
         self._buffer.add(event, kind, user, item)
 
     def _ranked(self, event: Event) -> bool:
-        return hash_id("rank", event.event_id) % _RANK_SCALE < self._rank_below if self._rank_below else False
+        below = self._rank_below.get(event.type)
+        return below is not None and hash_id("rank", event.event_id) % _RANK_SCALE < below
 
     def _close_batch(self) -> Batch:
         n_events, first_event_ms = self._buffer.n_events, self._buffer.first_event_ms
@@ -217,24 +237,26 @@ class Ingest:
         n_tasks = len(self._settings.tasks)
         row_task = task[event]
         known = np.zeros((len(event), n_tasks), np.bool_)
-        comparable = (row_task >= 0) & ~encoded.new_item[event]
-        known[np.flatnonzero(comparable), row_task[comparable]] = True
-        labels = np.zeros((len(event), n_tasks), np.float32)
-        labels[shown] = 1.0
-        matured_slot, matured_labels, matured_known = self._columns(self._joiner.take_matured(), n_tasks)
+        comparable = np.flatnonzero((row_task >= 0) & ~encoded.new_item[event])
+        known[comparable, row_task[comparable]] = True
+        labels = (known & shown[:, None]).astype(np.float32)
+        row_slot = np.where(shown, slot[event], -1)
+        matured = self._joiner.take_matured()
         counted = encoded.new_item & (task >= 0) & (columns.emit == 1)
         return Batch(
             rows=encoded.rows,
-            slot=np.where(shown, slot[event], -1),
+            slot=row_slot,
             sampled=encoded.sampled,
             time_ms=columns.time_ms[event],
             list_id=np.where(shown, list_id[event], 0),
             labels=labels,
             known=known,
+            learn=known | ((row_slot >= 0)[:, None] & self._learned_at_once),
             truth=None if truth is None else np.where(shown[:, None], truth[event], np.float32(np.nan)),
-            matured_slot=matured_slot,
-            matured_labels=matured_labels,
-            matured_known=matured_known,
+            matured_slot=np.array(matured.slot, np.int64),
+            matured_labels=_bits(matured.labels, n_tasks).astype(np.float32),
+            matured_known=_bits(matured.known, n_tasks),
+            matured_learn=_bits(matured.learn, n_tasks),
             ranking=self._ranking(encoded, task),
             new_item_events=np.bincount(task[counted], minlength=n_tasks),
             n_events=n_events,
@@ -242,29 +264,40 @@ class Ingest:
             first_event_ms=first_event_ms,
         )
 
+    def _portions(self, batch: Batch) -> Iterator[Batch]:
+        """The batch; where a leap of event time closed very many windows, the rest of their labels in further ones."""
+        limit, n_matured = MOST_BATCHES * self._settings.batch.max_rows, len(batch.matured_slot)
+        for start in range(0, max(n_matured, 1), limit):
+            portion = slice(start, start + limit)
+            yield replace(
+                batch if start == 0 else _without_rows(batch),
+                matured_slot=batch.matured_slot[portion],
+                matured_labels=batch.matured_labels[portion],
+                matured_known=batch.matured_known[portion],
+                matured_learn=batch.matured_learn[portion],
+            )
+
     def _ranking(self, encoded: Encoded, task: Int64s) -> RankingRows | None:
         if not len(encoded.ranked_event):
             return None
         return RankingRows(encoded.ranking, task[encoded.ranked_event], encoded.tie_breaks)
 
-    @staticmethod
-    def _columns(matured: Matured, n_tasks: int) -> tuple[Int64s, NDArray[np.float32], NDArray[np.bool_]]:
-        bits = np.arange(n_tasks)
-        labels = np.array(matured.labels, np.int64)[:, None] >> bits & 1
-        known = np.array(matured.known, np.int64)[:, None] >> bits & 1
-        return np.array(matured.slot, np.int64), labels.astype(np.float32), known.astype(np.bool_)
-
     def _barrier_due(self) -> bool:
         snapshot = self._settings.snapshot
         if self._barrier_ms < 0:
             self._barrier_ms = self.event_time_ms
+        if self.n_events - self._barrier_events >= snapshot.every_events:
+            return True
         return (
-            self.n_events - self._barrier_events >= snapshot.every_events
-            or self.event_time_ms - self._barrier_ms >= snapshot.every_ms
+            self.event_time_ms - self._barrier_ms >= snapshot.every_ms
+            and self._clock_ms() - self._barrier_clock_ms >= snapshot.at_most_every_ms
         )
 
     def _tell(self) -> None:
         metrics = self._metrics
+        for (topic, type_), count in self._consumed.items():
+            metrics.consumed.labels(topic, type_).inc(count)
+        self._consumed.clear()
         metrics.open_keys.set(self._joiner.n_open)
         metrics.evicted.inc(self._joiner.n_evicted - self._n_evicted)
         self._n_evicted = self._joiner.n_evicted
@@ -273,3 +306,27 @@ class Ingest:
         for topic in {topic for topic, _ in self._joiner.newest_ms}:
             newest_ms = max(time_ms for (name, _), time_ms in self._joiner.newest_ms.items() if name == topic)
             metrics.last_event.labels(topic).set(newest_ms / 1000)
+
+
+def _bits(masks: list[int], n_tasks: int) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = (np.array(masks, np.int64)[:, None] >> np.arange(n_tasks) & 1).astype(np.bool_)
+    return found
+
+
+def _without_rows(batch: Batch) -> Batch:
+    rows = batch.rows
+    return replace(
+        batch,
+        rows=Rows(rows.ids[:0], rows.history[:0], rows.dense[:0], rows.log_q[:0]),
+        slot=batch.slot[:0],
+        sampled=batch.sampled[:0],
+        time_ms=batch.time_ms[:0],
+        list_id=batch.list_id[:0],
+        labels=batch.labels[:0],
+        known=batch.known[:0],
+        learn=batch.learn[:0],
+        truth=None,
+        ranking=None,
+        new_item_events=np.zeros_like(batch.new_item_events),
+        n_events=0,
+    )

@@ -13,8 +13,8 @@ _LEAST_ENTROPY = 0.02
 class Balancing:
     """weightₜ / H(base rateₜ), and each task by its share of the batch's labels.
 
-    Sums of losses match gradient surgery once tuned (Kurin et al. 2022). A task with few labels in a batch counts for as
-    many rows as it has: a mean over three rows must not move the model as much as a mean over a thousand.
+    Sums of losses match gradient surgery once tuned (Kurin et al. 2022). A task with few labels in a batch counts for
+    as many rows as it has: a mean over three rows must not move the model as much as a mean over a thousand.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:

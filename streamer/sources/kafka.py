@@ -47,15 +47,22 @@ class KafkaSource:
     One source belongs to one thread.
 
     :param resume: offsets of a snapshot; None: there is none. An empty one is a snapshot that read nothing.
+    :param until_end: end once everything that is there was read (:meth:`caught_up`), instead of waiting for more.
     :param connect_timeout_ms: how long to wait for a broker and for the topic.
     :raises BrokerError: no broker, or no such topic.
     :raises ValueError: an offset of another topic or of a partition that the topic does not have.
     """
 
     def __init__(
-        self, settings: KafkaSettings, resume: Offsets | None = None, connect_timeout_ms: int = CONNECT_MS
+        self,
+        settings: KafkaSettings,
+        resume: Offsets | None = None,
+        *,
+        until_end: bool = False,
+        connect_timeout_ms: int = CONNECT_MS,
     ) -> None:
         self._settings = settings
+        self._until_end = until_end
         self._closed = False
         self._next: Offsets = {}
         self._snapshot_given = False
@@ -77,8 +84,8 @@ class KafkaSource:
 
     @property
     def ended(self) -> bool:
-        """A stream has no end; see :meth:`caught_up`."""
-        return False
+        """A stream has no end, unless ``until_end`` asks for one."""
+        return self._until_end and self.caught_up()
 
     def poll(self, timeout_ms: int) -> list[Record]:
         """The next records; joins the group and takes part in its rebalances on the way.
@@ -175,9 +182,13 @@ class KafkaSource:
 
     def close(self) -> None:
         """Leave the group and disconnect, within ten seconds."""
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        try:
             self._consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
+        except KafkaError as error:
+            logger.warning("the consumer could not leave its group properly: %s", error)
 
     def __enter__(self) -> Self:
         return self

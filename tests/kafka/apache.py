@@ -16,6 +16,7 @@ JARS = Path(__file__).parents[2] / ".kafka" / "libs"
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 
+# No retention: tests write records with old timestamps, which it would delete in the middle of a test.
 _PROPERTIES = """
 process.roles=broker,controller
 node.id=1
@@ -36,7 +37,7 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=500
-log.flush.offset.checkpoint.interval.ms=5000
+log.retention.ms=-1
 """
 
 
@@ -64,7 +65,8 @@ class ApacheKafka:
 
     def start(self) -> Self:
         if not (self._folder / "data").exists():
-            cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            # Not a leading "-": it would be read as an option.
+            cluster = "A" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
             arguments = ["format", "--cluster-id", cluster, "--config", str(self._properties)]
             subprocess.run(self._java("kafka.tools.StorageTool", *arguments), check=True, capture_output=True)
         output = self._folder / "output.txt"

@@ -1,0 +1,94 @@
+"""Made-up work of a known shape, and how a figure with its spread is printed."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from contracts.batch import Batch, Rows
+from contracts.settings import Settings, load_settings
+from features.schema import FeatureSchema
+
+RUNS = 5
+
+
+def ten_field_settings(**overrides: object) -> Settings:
+    """The default model with ten id fields: user, item and eight categorical attributes."""
+    item = [{"source": f"item.a{k}"} for k in range(4)]
+    user = [{"source": f"user.b{k}"} for k in range(2)]
+    context = [{"source": f"context.c{k}"} for k in range(2)]
+    return load_settings(None, {"fields": item + user + context, **overrides})
+
+
+def random_batches(
+    settings: Settings, n_batches: int, n_rows: int, n_ids: int = 100_000, seed: int = 0
+) -> list[Batch]:
+    """Batches whose every row is known at once for every task: forward, backward and update of all rows."""
+    layout = FeatureSchema.of(settings).layout
+    generator = np.random.default_rng(seed)
+    n_tasks, n_types = len(layout.tasks), len(layout.event_types)
+    weights = generator.normal(size=(len(layout.dense), n_tasks)) * 0.3
+    batches = []
+    for index in range(n_batches):
+        ids = generator.zipf(1.2, (n_rows, len(layout.fields))) % n_ids + 1
+        ids += np.arange(len(layout.fields)) * n_ids
+        history = generator.zipf(1.2, (n_rows, n_types, layout.history_length)) % n_ids + 1 + n_ids
+        history[generator.random(history.shape) < 0.5] = 0
+        dense = generator.normal(size=(n_rows, len(layout.dense))).astype(np.float32)
+        labels = (generator.random((n_rows, n_tasks)) < 1 / (1 + np.exp(2 - dense @ weights))).astype(np.float32)
+        batches.append(
+            Batch(
+                rows=Rows(ids.astype(np.int64), history.astype(np.int64), dense, np.zeros(n_rows, np.float32)),
+                slot=np.full(n_rows, -1, np.int64),
+                sampled=np.zeros(n_rows, np.bool_),
+                time_ms=np.full(n_rows, index * 1000, np.int64),
+                list_id=np.zeros(n_rows, np.int64),
+                labels=labels,
+                known=np.ones((n_rows, n_tasks), np.bool_),
+                learn=np.ones((n_rows, n_tasks), np.bool_),
+                truth=None,
+                matured_slot=np.zeros(0, np.int64),
+                matured_labels=np.zeros((0, n_tasks), np.float32),
+                matured_known=np.zeros((0, n_tasks), np.bool_),
+                matured_learn=np.zeros((0, n_tasks), np.bool_),
+                ranking=None,
+                new_item_events=np.zeros(n_tasks, np.int64),
+                n_events=n_rows,
+                watermark_ms=index * 1000,
+                first_event_ms=index * 1000,
+            )
+        )
+    return batches
+
+
+def rates(work: Callable[[], int], runs: int = RUNS) -> list[float]:
+    """Units per second of each run; the first call, which compiles and warms caches, is not counted."""
+    work()
+    found = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        done = work()
+        found.append(done / (time.perf_counter() - started))
+    return found
+
+
+def table(title: str) -> Table:
+    """A table of figures, one a row."""
+    made = Table(title=title)
+    for column in ("what", "median", "min", "max", "unit"):
+        made.add_column(column, justify="left" if column in {"what", "unit"} else "right")
+    return made
+
+
+def add(to: Table, what: str, values: list[float], unit: str, digits: int = 0) -> None:
+    """One figure with its spread."""
+    figures = (statistics.median(values), min(values), max(values))
+    to.add_row(what, *(f"{value:,.{digits}f}" for value in figures), unit)
+
+
+def show(made: Table) -> None:
+    """Print a table, on a terminal or into a file."""
+    Console(width=110).print(made)

@@ -1,0 +1,87 @@
+"""Quality for people: the table under `evaluate`, `learn --until-end` and `demo`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+_WIDTH = 110
+_METRICS = {
+    "ne": "NE",
+    "auc": "AUC",
+    "log_loss": "loss",
+    "calibration": "calib.",
+    "accuracy": "acc.",
+    "precision": "prec.",
+    "recall": "recall",
+    "f1": "F1",
+}
+
+
+def write_report(report: dict[str, Any], path: str | None) -> None:
+    """As tables, and as JSON where a path is given; ``-`` prints the JSON instead."""
+    if path == "-":
+        sys.stdout.write(json.dumps(report) + "\n")
+        return
+    if path is not None:
+        Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    # A table in a file or a pipe is as wide as it needs to be.
+    print_report(Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH), report)
+
+
+def print_report(console: Console, report: dict[str, Any]) -> None:
+    """The report's tasks as tables; what is undefined is a dash."""
+    made = Table(title=f"Prequential quality of `{report['model']}`: scored before learned", box=box.SIMPLE)
+    made.add_column("task")
+    made.add_column("part")
+    for name in ("labels", "positive", *_METRICS.values()):
+        made.add_column(name, justify="right", no_wrap=True)
+    for task, found in report["tasks"].items():
+        counts = (f"{found['examples']:,}", f"{found['positives']:,}")
+        made.add_row(task, "all", *counts, *_row(found["all"]))
+        made.add_row("", "last half", "", "", *_row(found["last_half"]))
+        if found.get("oracle"):
+            made.add_row("", "oracle", "", "", *_row(found["oracle"]), style="dim")
+    console.print(made)
+    _print_order(console, report)
+    seconds = report["seconds"]
+    console.print(
+        f"{report['events']:,} events, {report['examples']:,} labels, {report['rejected']:,} rejected in {seconds:.1f} s "
+        f"({report['events'] / max(seconds, 1e-9):,.0f} events/s). NE below 1 beats the base rate."
+    )
+
+
+def _print_order(console: Console, report: dict[str, Any]) -> None:
+    """Ranking among 99 others, and within the lists that were shown."""
+    made = Table(title="Order: the event's item among 99 others; clicked items within the list that was shown", box=box.SIMPLE)
+    made.add_column("task")
+    for name in ("ranked", "HR@10", "NDCG@10", "MRR", "AUC", "new items", "lists", "MRR", "NDCG@10"):
+        made.add_column(name, justify="right")
+    n_rows = 0
+    for task, found in report["tasks"].items():
+        ranking, lists = found["ranking"], found["list"]
+        if ranking["events"] or lists["requests"]:
+            n_rows += 1
+            made.add_row(
+                task,
+                f"{ranking['events']:,}",
+                *(_number(ranking[name]) for name in ("hr@10", "ndcg@10", "mrr", "sampled_auc")),
+                f"{ranking['new_item_events']:,}",
+                f"{lists['requests']:,}",
+                _number(lists["mrr"]),
+                _number(lists["ndcg@10"]),
+            )
+    if n_rows:
+        console.print(made)
+
+
+def _row(metrics: dict[str, Any]) -> list[str]:
+    return [_number(metrics.get(name)) for name in _METRICS]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -1,0 +1,74 @@
+"""Ingest ahead of the learner: the stream is made by a thread of its own, a few batches ahead.
+
+Compiled loops and torch let go of the interpreter lock, so that ingest and step share two cores. What is in the stream
+does not depend on it.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from contracts.batch import Barrier, Batch
+
+_DEPTH = 4
+_PATIENCE_SECONDS = 0.1
+
+
+class Prefetched:
+    """Iterates over a stream that a thread reads ahead; a context manager that ends the thread.
+
+    The thread waits at each barrier until the next piece is asked for: a barrier lends the ingest side's state, which
+    must not change while the learner saves it. An error of the stream is raised where it is iterated.
+    """
+
+    def __init__(self, stream: Iterator[Batch | Barrier], depth: int = _DEPTH) -> None:
+        self._stream = stream
+        self._queue: queue.Queue[Batch | Barrier | BaseException | None] = queue.Queue(depth)
+        self._saved = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="anabranch-ingest", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        self._saved.set()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[Batch | Barrier]:
+        while True:
+            piece = self._queue.get()
+            if piece is None:
+                return
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+            if isinstance(piece, Barrier):
+                self._saved.set()
+
+    def _read(self) -> None:
+        try:
+            for piece in self._stream:
+                self._put(piece)
+                if isinstance(piece, Barrier):
+                    self._saved.wait()
+                    self._saved.clear()
+                if self._closed.is_set():
+                    return
+            self._put(None)
+        except BaseException as error:  # whatever it is belongs to the reader
+            self._put(error)
+
+    def _put(self, piece: Batch | Barrier | BaseException | None) -> None:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(piece, timeout=_PATIENCE_SECONDS)
+            except queue.Full:
+                continue
+            return

@@ -1,0 +1,428 @@
+"""The encoder: event by event, the same rows for training and for scoring."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from math import exp, log1p, nan
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+
+from contracts.batch import Rows
+from contracts.settings import Settings
+from features.encoder import Encoded, Encoder, EventColumns
+from features.hashing import hash_id, missing_id
+from features.profiles import load_profiles, new_profiles, save_profiles
+from features.schema import AttributeReader, FeatureSchema
+
+HALF_LIVES_S = (60, 3600)
+FIELDS: list[dict[str, str]] = [
+    {"source": "item.category"},
+    {"source": "item.brand"},
+    {"source": "item.price", "kind": "numeric"},
+    {"source": "user.country"},
+    {"source": "user.age", "kind": "numeric"},
+    {"source": "context.device"},
+    {"source": "context.hour", "kind": "numeric"},
+]
+
+
+@dataclass(frozen=True)
+class Happened:
+    """One event, as the encoder is told of it."""
+
+    user: int = 1
+    item: int = 1
+    time_ms: int = 0
+    kind: int = 0
+    emit: bool = True
+    keep: bool = False
+    negatives: int = 0
+    rank: bool = False
+    about_item: dict[str, Any] = field(default_factory=dict)
+    about_user: dict[str, Any] = field(default_factory=dict)
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+def _encoder(users: int = 1000, items: int = 1000, seed: int = 0, **kwargs: int) -> Encoder:
+    settings = Settings.model_validate(
+        {
+            "mode": "implicit",
+            "fields": FIELDS,
+            "features": {
+                "users": users,
+                "items": items,
+                "recent_items": 64,
+                "history_length": 3,
+                "half_lives": [f"{seconds}s" for seconds in HALF_LIVES_S],
+            },
+        }
+    )
+    schema = FeatureSchema.of(settings)
+    return Encoder(schema, new_profiles(settings.features, schema, 0.7, seed), **kwargs)
+
+
+def _told(reader: AttributeReader, maps: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    read = [reader(attributes) for attributes in maps]
+    hashes = np.array([hashes for hashes, _ in read], np.int64).reshape(len(maps), len(reader.categorical))
+    return hashes, np.array([numbers for _, numbers in read], np.float32).reshape(len(maps), len(reader.numeric))
+
+
+def _encode(encoder: Encoder, events: list[Happened]) -> Encoded:
+    schema = encoder.schema
+    item_attributes, item_numbers = _told(schema.item, [event.about_item for event in events])
+    user_attributes, user_numbers = _told(schema.user, [event.about_user for event in events])
+    context_attributes, context_numbers = _told(schema.context, [event.context for event in events])
+    integers = {
+        name: np.array([getattr(event, name) for event in events], np.int64)
+        for name in ("kind", "user", "item", "time_ms", "emit", "keep", "negatives", "rank")
+    }
+    return encoder.encode(
+        EventColumns(
+            **integers,
+            item_attributes=item_attributes,
+            item_numbers=item_numbers,
+            user_attributes=user_attributes,
+            user_numbers=user_numbers,
+            context_attributes=context_attributes,
+            context_numbers=context_numbers,
+        )
+    )
+
+
+def _score(encoder: Encoder, event: Happened, items: list[int]) -> tuple[Rows, bool, np.ndarray]:
+    """As the scoring worker asks before the event is known; the attributes are those of the event's own item."""
+    schema = encoder.schema
+    about = [event.about_item if item == event.item else {} for item in items]
+    user, context = _told(schema.user, [event.about_user]), _told(schema.context, [event.context])
+    return encoder.encode_candidates(
+        event.user,
+        np.array(items, np.int64),
+        event.time_ms,
+        *(array[0] for array in user),
+        *(array[0] for array in context),
+        *_told(schema.item, about),
+    )
+
+
+def _stream(n_events: int, seed: int, n_users: int = 12, n_items: int = 30, **changes: Any) -> list[Happened]:
+    rng = np.random.default_rng(seed)
+
+    def maybe(**values: Any) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if rng.random() < 0.6}
+
+    events, now_ms = [], 1_700_000_000_000
+    for _ in range(n_events):
+        now_ms += int(rng.integers(0, 60_000)) - 500
+        item, user = 1 + int(rng.zipf(1.5)) % n_items, 1001 + int(rng.integers(n_users))
+        event = Happened(
+            user=user,
+            item=item,
+            time_ms=now_ms,
+            kind=int(rng.integers(3)),
+            emit=bool(rng.random() < 0.8),
+            negatives=int(rng.integers(4)),
+            keep=bool(rng.random() < 0.5),
+            about_item=maybe(category=item % 4, brand=f"b{item % 3}", price=float(rng.lognormal(3))),
+            about_user=maybe(country=user % 3, age=20 + user),
+            context=maybe(device="phone", hour=int(rng.integers(24))),
+        )
+        events.append(replace(event, **changes))
+    return events
+
+
+def _assert_same_rows(found: Rows, wanted: Rows) -> None:
+    for name in ("ids", "history", "dense", "log_q"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
+
+
+def _together(pieces: list[Encoded]) -> Rows:
+    return Rows(
+        *(np.concatenate([getattr(p.rows, name) for p in pieces]) for name in ("ids", "history", "dense", "log_q"))
+    )
+
+
+def _assert_same_state(found: Encoder, wanted: Encoder, *, but: tuple[str, ...] = ()) -> None:
+    left, right = save_profiles(found.profiles), save_profiles(wanted.profiles)
+    for name in right.keys() - set(but):
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def _dense(encoder: Encoder, rows: Rows, row: int = 0) -> dict[str, float]:
+    return dict(zip(encoder.schema.layout.dense, rows.dense[row].tolist(), strict=True))
+
+
+# -- order
+
+
+@profile(deadline=None, max_examples=25)
+@given(cuts=st.sets(st.integers(1, 119)), n_kept=st.sampled_from([16, 1000]), seed=st.integers(0, 3))
+def test_a_stream_gives_the_same_rows_and_state_however_it_is_cut(cuts: set[int], n_kept: int, seed: int) -> None:
+    events = _stream(120, seed, n_users=40, n_items=80, rank=True)
+    whole, pieces = (_encoder(n_kept, n_kept, known_before_ranking=5, candidates=4) for _ in range(2))
+    at_once = _encode(whole, events)
+    bounds = [0, *sorted(cuts), len(events)]
+    parts = [_encode(pieces, events[start:stop]) for start, stop in pairwise(bounds)]
+    _assert_same_rows(_together(parts), at_once.rows)
+    np.testing.assert_array_equal(np.concatenate([part.sampled for part in parts]), at_once.sampled)
+    np.testing.assert_array_equal(np.concatenate([part.new_item for part in parts]), at_once.new_item)
+    np.testing.assert_array_equal(np.concatenate([part.tie_breaks for part in parts]), at_once.tie_breaks)
+    np.testing.assert_array_equal(np.concatenate([part.ranking.ids for part in parts]), at_once.ranking.ids)
+    _assert_same_state(pieces, whole)
+
+
+def test_an_exposure_never_sees_itself_and_the_next_one_sees_it() -> None:
+    encoder = _encoder()
+    first, second = (_encode(encoder, [Happened(user=3, item=5, time_ms=1000, keep=True)]).rows for _ in range(2))
+    assert not first.history.any()
+    assert not any(value for name, value in _dense(encoder, first).items() if "missing" not in name)
+    assert second.history[0].tolist() == [[5, 0, 0], [0, 0, 0], [0, 0, 0]]
+    dense = _dense(encoder, second)
+    for owner in ("user", "item", "user x item"):
+        assert dense[f"{owner} content_view:60s"] == pytest.approx(log1p(1))
+        assert dense[f"{owner} click:60s"] == 0
+        assert dense[f"{owner} recency"] == 1
+
+
+def test_counters_in_a_row_are_those_of_all_events_before_it() -> None:
+    """Against their definition, over a stream small enough that nothing is evicted."""
+    encoder = _encoder()
+    types = encoder.schema.event_types
+    past: dict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
+    for event in _stream(150, 4, about_user={}, emit=True, keep=True, negatives=0):
+        event = replace(event, about_item={"category": event.item % 4})
+        dense = _dense(encoder, _encode(encoder, [event]).rows)
+        category = event.item % 4
+        keys: dict[str, tuple[object, ...]] = {
+            "user": ("user", event.user),
+            "item": ("item", event.item),
+            "item.category": ("category", category),
+            "user x item": ("user", event.user, "item", event.item),
+            "user x item.category": ("user", event.user, "category", category),
+        }
+        for name, key in keys.items():
+            for kind, type_ in enumerate(types):
+                for half_life_s in HALF_LIVES_S:
+                    # As in the counters: an event that is out of order counts in full, from the newest event on.
+                    count, newest_ms = 0.0, None
+                    for other, time_ms in past[key]:
+                        step_ms = max(time_ms - newest_ms, 0) if newest_ms is not None else 0
+                        newest_ms = time_ms if newest_ms is None else max(newest_ms, time_ms)
+                        count = count * 2 ** (-step_ms / half_life_s / 1000) + (other == kind)
+                    if newest_ms is not None:
+                        count *= 2 ** (-max(event.time_ms - newest_ms, 0) / half_life_s / 1000)
+                    assert dense[f"{name} {type_}:{half_life_s}s"] == pytest.approx(log1p(count), abs=1e-4)
+        for key in keys.values():
+            past[key].append((event.kind, event.time_ms))
+
+
+# -- training and scoring
+
+
+@pytest.mark.parametrize("n_kept", [16, 1000])
+def test_scoring_just_before_an_exposure_gives_the_row_that_training_got(n_kept: int) -> None:
+    """Also while users and items are evicted; log_q, which only training reads, then differs by those evicted."""
+    encoder = _encoder(n_kept, n_kept)
+    for event in _stream(300, 5, n_users=40, n_items=80, emit=True, keep=True):
+        before = save_profiles(encoder.profiles)
+        before = {name: array.copy() for name, array in before.items()}
+        scored, known_user, known = _score(encoder, event, [event.item])
+        for name, array in save_profiles(encoder.profiles).items():
+            np.testing.assert_array_equal(array, before[name], err_msg=f"scoring changed {name}")
+        trained = _encode(encoder, [event])
+        for name in ("ids", "history", "dense") + (("log_q",) if n_kept == 1000 else ()):
+            np.testing.assert_array_equal(getattr(trained.rows, name)[0], getattr(scored, name)[0], err_msg=name)
+        assert known[0] == (not trained.new_item[0]) == (event.item in before["items.ids"])
+        assert known_user == (event.user in before["users.ids"])
+
+
+def test_candidates_are_encoded_each_as_if_it_were_alone() -> None:
+    encoder = _encoder()
+    _encode(encoder, _stream(200, 6))
+    event = replace(_stream(1, 7)[0], time_ms=1_700_003_000_000)
+    items = [3, event.item, 999_999, 5]
+    together, _, known = _score(encoder, event, items)
+    assert known.tolist() == [True, True, False, True]
+    for place, item in enumerate(items):
+        alone = _score(encoder, event, [item])[0]
+        for name in ("ids", "history", "dense", "log_q"):
+            np.testing.assert_array_equal(getattr(together, name)[place], getattr(alone, name)[0])
+
+
+def test_no_candidates_give_no_rows() -> None:
+    rows, _, known = _score(_encoder(), Happened(), [])
+    assert len(rows) == len(known) == 0
+
+
+# -- sampled items and ranking
+
+
+def test_sampled_items_are_known_ones_and_never_the_positive() -> None:
+    encoder = _encoder(16, 16)
+    for event in _stream(400, 8, n_items=60, emit=True, keep=True):
+        encoded = _encode(encoder, [event])
+        known = set(encoder.profiles.items.ids[encoder.profiles.live[: encoder.profiles.traffic[0]]].tolist())
+        shown, sampled = encoded.rows.ids[~encoded.sampled], encoded.rows.ids[encoded.sampled]
+        assert shown[:, 1].tolist() == [event.item]
+        assert set(sampled[:, 1].tolist()) <= known - {event.item, 0}
+        # Only the item is another one: user, context and their features are the exposure's.
+        assert (sampled[:, 0] == event.user).all()
+        assert (sampled[:, 4:] == shown[:, 4:]).all()
+        assert len(sampled) <= event.negatives
+
+
+def test_log_q_of_a_row_is_the_frequency_with_which_its_item_is_sampled() -> None:
+    encoder = _encoder(seed=2)
+    _encode(encoder, _stream(300, 9, n_items=12))
+    n_draws = 40_000
+    encoded = _encode(encoder, [Happened(user=1, item=2, time_ms=1_700_010_000_000, negatives=n_draws)])
+    n_known = int(encoder.profiles.traffic[0])
+    log_q = dict(zip(encoded.rows.ids[:, 1].tolist(), encoded.rows.log_q.tolist(), strict=True))
+    probability = {item: exp(value) / n_known for item, value in log_q.items()}
+    assert len(probability) == n_known
+    assert sum(probability.values()) == pytest.approx(1, rel=1e-5)
+    items, counts = np.unique(encoded.rows.ids[encoded.sampled, 1], return_counts=True)
+    for item, count in zip(items.tolist(), counts.tolist(), strict=True):
+        p = probability[item] / (1 - probability[2])  # the positive itself is drawn anew
+        assert abs(count / n_draws - p) < 4.5 * (p * (1 - p) / n_draws) ** 0.5, item
+
+
+def test_a_group_ranks_the_item_among_others_that_are_known() -> None:
+    encoder = _encoder(candidates=6, known_before_ranking=10)
+    encoded = _encode(encoder, _stream(200, 10, rank=True))
+    n_groups = len(encoded.ranked_event)
+    assert n_groups > 100
+    assert encoded.tie_breaks.shape == (n_groups, 6)
+    ids = encoded.ranking.ids.reshape(n_groups, 6, -1)
+    events = _stream(200, 10)
+    for group, event in enumerate(encoded.ranked_event.tolist()):
+        assert ids[group, 0, 1] == events[event].item
+        assert events[event].item not in ids[group, 1:, 1]
+        assert (ids[group, :, 0] == events[event].user).all()
+        seen_so_far = {event.item for event in events[:event]}
+        assert set(ids[group, :, 1].tolist()) <= seen_so_far
+    assert ((encoded.tie_breaks >= 0) & (encoded.tie_breaks < 1)).all()
+
+
+def test_looking_changes_nothing() -> None:
+    ranked, plain = (_encoder(candidates=6, known_before_ranking=10) for _ in range(2))
+    rows = _encode(ranked, _stream(200, 11, rank=True)).rows
+    _assert_same_rows(rows, _encode(plain, _stream(200, 11)).rows)
+    _assert_same_state(ranked, plain, but=("random",))
+    assert ranked.profiles.random[0] == plain.profiles.random[0]
+
+
+def test_nothing_is_ranked_before_enough_items_are_known() -> None:
+    encoder = _encoder(candidates=3, known_before_ranking=4)
+    events = [Happened(item=item, rank=True) for item in (1, 2, 3, 3, 4, 4)]
+    assert _encode(encoder, events).ranked_event.tolist() == [5]
+
+
+# -- the rule for new items
+
+
+def test_a_new_item_is_neither_ranked_nor_encoded_but_remembered() -> None:
+    encoder = _encoder(candidates=2, known_before_ranking=2)
+    _encode(encoder, [Happened(item=1), Happened(item=2)])
+    encoded = _encode(encoder, [Happened(item=3, negatives=2, rank=True), Happened(item=3, negatives=2, rank=True)])
+    assert encoded.new_item.tolist() == [True, False]
+    assert encoded.event.tolist() == [1, 1, 1]
+    assert encoded.ranked_event.tolist() == [1]
+    assert encoded.rows.history[0, 0].tolist() == [3, 2, 1]
+
+
+def test_a_new_item_that_outcomes_will_label_is_encoded_without_negatives() -> None:
+    encoder = _encoder()
+    _encode(encoder, [Happened(item=1), Happened(item=2)])
+    encoded = _encode(encoder, [Happened(item=3, negatives=2, keep=True)])
+    assert encoded.rows.ids[:, 1].tolist() == [3]
+    assert encoded.sampled.tolist() == [False]
+    assert encoded.new_item.tolist() == [True]
+
+
+def test_an_event_that_is_only_remembered_gives_no_row() -> None:
+    encoder = _encoder()
+    assert len(_encode(encoder, [Happened(emit=False), Happened(emit=False, negatives=3)]).rows) == 0
+    assert _encode(encoder, [Happened()]).rows.history[0, 0].tolist() == [1, 0, 0]
+
+
+# -- attributes
+
+
+def _ids(encoder: Encoder, rows: Rows, row: int = 0) -> dict[str, int]:
+    return dict(zip(encoder.schema.layout.fields, rows.ids[row].tolist(), strict=True))
+
+
+def test_an_item_keeps_the_attributes_it_was_last_seen_with() -> None:
+    encoder = _encoder()
+    _encode(encoder, [Happened(item=1, about_item={"category": "shoes", "brand": "x", "price": 5})])
+    _encode(encoder, [Happened(item=1, about_item={"brand": "y"}), Happened(item=2)])
+    encoded = _encode(encoder, [Happened(item=2, negatives=1), Happened(item=1)])
+    for row in (1, 2):  # as a sampled item, and as the event's own
+        ids = _ids(encoder, encoded.rows, row)
+        assert ids["item.category"] == hash_id("item.category", "shoes")
+        assert ids["item.brand"] == hash_id("item.brand", "y")
+        assert _dense(encoder, encoded.rows, row)["item.price missing"] == 0
+
+
+def test_what_the_event_says_wins_over_what_is_known() -> None:
+    encoder = _encoder()
+    _encode(encoder, [Happened(about_item={"category": "a"}, about_user={"country": "de"})])
+    rows = _encode(encoder, [Happened(about_item={"category": "b"}, about_user={"country": "fr"})]).rows
+    ids = _ids(encoder, rows)
+    assert ids["item.category"] == hash_id("item.category", "b")
+    assert ids["user.country"] == hash_id("user.country", "fr")
+
+
+def test_what_nobody_told_is_an_id_of_its_own() -> None:
+    encoder = _encoder()
+    rows = _encode(encoder, [Happened(keep=True)]).rows
+    for name, value in list(_ids(encoder, rows).items())[2:]:
+        assert value == missing_id(name)
+
+
+def test_context_is_of_the_moment_only() -> None:
+    encoder = _encoder()
+    _encode(encoder, [Happened(context={"device": "phone", "hour": 3})])
+    rows = _encode(encoder, [Happened()]).rows
+    assert _ids(encoder, rows)["context.device"] == missing_id("context.device")
+    assert _dense(encoder, rows)["context.hour missing"] == 1
+
+
+@pytest.mark.parametrize("source", ["item.price", "user.age", "context.hour"])
+def test_numbers_are_standardised_clipped_and_flagged_where_missing(source: str) -> None:
+    encoder = _encoder()
+    owner, key = source.split(".")
+    name = {"item": "about_item", "user": "about_user", "context": "context"}[owner]
+
+    def told(value: float, **changes: Any) -> dict[str, float]:
+        encoded = _encode(encoder, [Happened(keep=True, **{name: {key: value}}, **changes)])
+        return _dense(encoder, encoded.rows)
+
+    assert told(7.0)[f"{source} value"] == 0  # nothing to compare it with
+    values = [7.0, 1.0, 4.0, 10.0, 6.0]
+    for value in values[1:]:
+        told(value)
+    found = told(9.0)
+    assert found[f"{source} value"] == pytest.approx((9 - np.mean(values)) / np.std(values), rel=1e-5)
+    assert found[f"{source} missing"] == 0
+    assert [told(value)[f"{source} value"] for value in (1e9, -1e30)] == [5, -5]
+    unknown = told(nan, user=77, item=88)
+    assert (unknown[f"{source} value"], unknown[f"{source} missing"]) == (0, 1)
+
+
+# -- state
+
+
+@pytest.mark.parametrize("n_kept", [16, 1000])
+def test_an_encoder_over_loaded_profiles_goes_on_like_the_first_one(n_kept: int) -> None:
+    first, second = _encoder(n_kept, n_kept, seed=1), _encoder(n_kept, n_kept, seed=2)
+    events = _stream(400, 12, n_users=40, n_items=80)
+    _encode(first, events[:250])
+    load_profiles(second.profiles, {name: array.copy() for name, array in save_profiles(first.profiles).items()})
+    _assert_same_rows(_encode(second, events[250:]).rows, _encode(first, events[250:]).rows)
+    _assert_same_state(second, first)

@@ -1,0 +1,54 @@
+"""The id → row map against a dictionary."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+
+from features.idmap import find, insert, map_bytes, new_map, rebuild
+
+IDS = st.integers(-(1 << 63), (1 << 63) - 1).filter(bool)
+
+
+@profile(deadline=None)
+@given(
+    rounds=st.lists(st.tuples(st.sets(IDS, max_size=12), st.integers(0, 3)), max_size=6),
+    strangers=st.lists(IDS, max_size=5),
+)
+def test_the_map_holds_what_a_dictionary_holds_through_evictions(
+    rounds: list[tuple[set[int], int]], strangers: list[int]
+) -> None:
+    """Each round evicts one in so many of the ids, rebuilds, and inserts new ones as long as there is room."""
+    capacity = 16
+    keys, rows = new_map(capacity)
+    ids = np.zeros(capacity, np.int64)
+    reference: dict[int, int] = {}
+    for fresh, every in rounds:
+        if every:
+            for row in range(0, capacity, every):
+                ids[row] = 0
+            reference = {int(ids[row]): row for row in range(capacity) if ids[row]}
+            rebuild(keys, rows, ids)
+        free = [row for row in range(capacity) if not ids[row]]
+        for key, row in zip(sorted(fresh - set(reference)), free, strict=False):
+            ids[row] = key
+            reference[key] = row
+            insert(keys, rows, key, row)
+        for key in [*reference, *fresh, *strangers]:
+            assert find(keys, rows, key) == reference.get(key, -1)
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3, 1000, 1024, 1025])
+def test_a_full_map_is_at_most_half_full(capacity: int) -> None:
+    keys, rows = new_map(capacity)
+    assert len(keys) == len(rows) >= 2 * capacity
+    assert len(keys) & (len(keys) - 1) == 0
+    assert keys.nbytes + rows.nbytes == map_bytes(capacity)
+
+
+def test_ids_that_share_their_low_bits_are_told_apart() -> None:
+    ids = np.array([1 << shift for shift in range(60)] + [-(1 << 63)], np.int64)
+    keys, rows = new_map(len(ids))
+    rebuild(keys, rows, ids)
+    assert [find(keys, rows, key) for key in ids] == list(range(len(ids)))

@@ -1,0 +1,271 @@
+"""The loop: barriers become snapshots, a failing disk does not stop learning, and what Prometheus hears of it."""
+
+import copy
+import logging
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from contracts.batch import Barrier
+from learner.disk import Disk
+from learner.loop import INGEST, LEARNER, LearnerLoop, OtherSettingsError, check_snapshot
+from learner.metrics import LearnerMetrics
+from learner.snapshot import SnapshotStore
+from learner.trainer import Trainer
+
+NOW_MS = 1_800_000_000_000
+
+
+class FailingDisk(Disk):
+    """A disk that is full while ``full`` says so."""
+
+    full = False
+
+    def write(self, path, data):
+        if self.full:
+            raise OSError(28, "No space left on device")
+        super().write(path, data)
+
+
+class Loop:
+    """A loop with all that it is made of."""
+
+    def __init__(self, settings, layout, store=None):
+        self.settings, self.layout = settings, layout
+        self.registry = CollectorRegistry()
+        self.trainer = Trainer(settings, layout)
+        self.metrics = LearnerMetrics(self.registry, settings.evaluation.detector)
+        self.published = []
+        self.loop = LearnerLoop(settings, self.trainer, self.metrics, store, self.published.append, lambda: NOW_MS)
+
+    def value(self, name, **labels):
+        return self.registry.get_sample_value(name, labels)
+
+
+def barrier(number, event_time_ms=5000):
+    return Barrier(
+        offsets={("events", 0): number, ("events", 1): 7},
+        groups={"profiles": {"rows": np.arange(number)}},
+        state={"n": number},
+        event_time_ms=event_time_ms,
+        n_events=number,
+    )
+
+
+@pytest.fixture
+def settings(make_settings):
+    return make_settings()
+
+
+@pytest.fixture
+def layout(settings, layout_of):
+    return layout_of(settings)
+
+
+@pytest.fixture
+def disk():
+    return FailingDisk()
+
+
+@pytest.fixture
+def store(tmp_path, disk):
+    with SnapshotStore(tmp_path / "snapshots", keep=3, disk=disk) as made:
+        yield made
+
+
+def test_each_barrier_publishes_both_sides_and_the_offsets(settings, layout, store, make_stream, assert_same) -> None:
+    made, batches = Loop(settings, layout, store), make_stream(settings, 6)
+    seen = []
+    made.loop.run([*batches[:3], barrier(100), *batches[3:], barrier(200)], lambda batch: seen.append(batch.n_events))
+    assert store.versions() == [1, 2]
+    assert made.published == [barrier(100).offsets, barrier(200).offsets]
+    assert len(seen) == 6
+
+    manifest = store.manifest(1)
+    assert (manifest.created_ms, manifest.event_time_ms, manifest.n_events) == (NOW_MS, 5000, 100)
+    assert manifest.resume_offsets == barrier(100).offsets
+    assert manifest.settings_fingerprint == settings.fingerprint()
+    assert manifest.tasks == list(layout.tasks)
+    assert manifest.layout["fields"] == list(layout.fields)
+
+    at_first = Trainer(settings, layout)
+    for batch in batches[:3]:
+        at_first.step(batch)
+    snapshot = store.load(1)
+    assert snapshot.states[INGEST] == {"n": 100}
+    assert_same(snapshot.groups.pop("profiles"), {"rows": np.arange(100)})
+    resumed = Trainer(settings, layout)
+    resumed.restore(snapshot.groups, snapshot.states[LEARNER])
+    assert_same(at_first.save(), resumed.save())
+    for batch in batches[3:]:
+        resumed.step(batch)
+    assert_same(made.trainer.save(), resumed.save())
+
+
+def test_without_a_store_barriers_pass_by(settings, layout, make_stream) -> None:
+    made = Loop(settings, layout)
+    made.loop.run([*make_stream(settings, 2), barrier(5)])
+    assert made.published == []
+    assert made.trainer.n_learned.sum() > 0
+    assert made.value("anabranch_snapshot_bytes") == 0
+
+
+def test_a_barrier_before_any_event_publishes_nothing(settings, layout, store) -> None:
+    Loop(settings, layout, store).loop.run([barrier(0, event_time_ms=-1)])
+    assert store.versions() == []
+
+
+def test_a_full_disk_is_counted_learning_goes_on_and_the_next_barrier_tries_again(
+    settings, layout, store, disk, make_stream, caplog
+) -> None:
+    made, batches = Loop(settings, layout, store), make_stream(settings, 6)
+
+    def stream():
+        yield from batches[:2]
+        yield barrier(1)
+        disk.full = True
+        yield from batches[2:4]
+        yield barrier(2)
+        yield barrier(3)
+        disk.full = False
+        yield from batches[4:]
+        yield barrier(4)
+
+    with caplog.at_level(logging.ERROR):
+        made.loop.run(stream())
+    assert made.value("anabranch_snapshot_failures_total") == 2
+    assert "Snapshot failed; learning goes on" in caplog.text
+    assert made.published == [barrier(1).offsets, barrier(4).offsets]
+    assert store.load().manifest.n_events == 4
+    straight = Trainer(settings, layout)
+    for batch in batches:
+        straight.step(batch)
+    assert straight.losses == made.trainer.losses
+
+
+def test_a_run_whose_last_snapshot_failed_ends_with_the_error(settings, layout, store, disk, make_stream) -> None:
+    made = Loop(settings, layout, store)
+
+    def stream():
+        yield from make_stream(settings, 2)
+        yield barrier(1)
+        disk.full = True
+        yield barrier(2)
+
+    with pytest.raises(OSError, match="No space left"):
+        made.loop.run(stream())
+    assert store.load().manifest.n_events == 1
+    assert made.published == [barrier(1).offsets]
+
+
+def test_an_error_of_the_stream_ends_the_run(settings, layout) -> None:
+    def stream():
+        yield barrier(1)
+        raise ConnectionError("the broker is gone")
+
+    with pytest.raises(ConnectionError, match="the broker is gone"):
+        Loop(settings, layout).loop.run(stream())
+
+
+def test_a_snapshot_of_these_settings_may_be_resumed(settings, layout, store) -> None:
+    Loop(settings, layout, store).loop.run([barrier(1)])
+    check_snapshot(store.load(), settings, layout)
+    more_often = settings.model_copy(update={"train": settings.train.model_copy(update={"learning_rate": 0.5})})
+    check_snapshot(store.load(), more_often, layout)
+
+
+def test_a_snapshot_of_other_settings_is_refused_by_both_names_and_what_differs(
+    settings, layout, store, make_settings, layout_of
+) -> None:
+    Loop(settings, layout, store).loop.run([barrier(1)])
+    other = make_settings(tasks=[{"name": "content_view"}, {"name": "click"}])
+    with pytest.raises(OtherSettingsError) as refused:
+        check_snapshot(store.load(), other, layout_of(other))
+    for part in (settings.fingerprint(), other.fingerprint(), "v00000001", "tasks: snapshot", "new, empty folder"):
+        assert part in str(refused.value)
+    wider = make_settings(model={"width": 5})
+    with pytest.raises(OtherSettingsError, match="features, model, embedding, events, negatives or batch differ"):
+        check_snapshot(store.load(), wider, layout_of(wider))
+
+
+def test_a_snapshot_whose_columns_another_version_of_the_library_made_is_refused(settings, layout, store) -> None:
+    Loop(settings, layout, store).loop.run([barrier(1)])
+    newer = replace(layout, dense=(*layout.dense, "a new column"))
+    with pytest.raises(OtherSettingsError, match="dense; the snapshot is of library version"):
+        check_snapshot(store.load(), settings, newer)
+
+
+def test_prometheus_hears_of_steps_quality_table_and_snapshots(settings, layout, store, make_stream) -> None:
+    made, batches = Loop(settings, layout, store), make_stream(settings, 8)
+    made.loop.run([*batches, barrier(9, event_time_ms=batches[-1].watermark_ms)])
+    report = made.trainer.quality.report()
+    assert made.value("anabranch_train_batch_seconds_count") == 8
+    for index, task in enumerate(layout.tasks):
+        assert made.value("anabranch_train_examples_total", task=task) == made.trainer.n_learned[index] > 0
+        assert made.value("anabranch_train_positives_total", task=task) == made.trainer.n_positives[index] > 0
+        assert made.value("anabranch_train_loss", task=task) == made.trainer.losses[task]
+        for window in ("all", "sliding"):
+            assert made.value("anabranch_prequential_ne", task=task, window=window) == report[task]["all"]["ne"]
+            assert made.value("anabranch_prequential_auc", task=task, window=window) == report[task]["all"]["auc"]
+            calibration = made.value("anabranch_calibration_ratio", task=task, window=window)
+            assert calibration == report[task]["all"]["calibration"]
+    assert made.value("anabranch_embedding_rows", table="ids") == made.trainer.table.n_rows
+    assert made.value("anabranch_embedding_bytes", table="ids") == made.trainer.table.n_bytes
+    assert made.value("anabranch_embedding_admission_rejected_total", table="ids") == made.trainer.table.n_rejected > 0
+    assert made.value("anabranch_snapshot_seconds_count") == 1
+    assert made.value("anabranch_snapshot_bytes") == store.manifest(1).total_bytes
+    assert made.value("anabranch_snapshot_last_success_timestamp_seconds") == NOW_MS / 1000
+
+
+def test_every_counter_is_there_before_it_first_counts(settings, layout) -> None:
+    made = Loop(settings, layout)
+    made.loop.run([])
+    for task in layout.tasks:
+        assert made.value("anabranch_drift_alarms_total", detector="adwin", task=task) == 0
+        assert made.value("anabranch_train_examples_total", task=task) == 0
+    assert made.value("anabranch_embedding_evicted_total", table="ids") == 0
+    assert made.value("anabranch_nonfinite_batches_total") == 0
+
+
+def test_what_an_earlier_run_counted_is_not_counted_again(settings, layout, make_stream) -> None:
+    first, batches = Loop(settings, layout), make_stream(settings, 8)
+    first.loop.run([*batches[:5], barrier(1)])
+    second = Loop(settings, layout)
+    second.trainer.restore(*copy.deepcopy(first.trainer.save()))
+    before = second.trainer.n_learned.copy()
+    second.loop.run([*batches[5:], barrier(2)])
+    for index, task in enumerate(layout.tasks):
+        counted = second.value("anabranch_train_examples_total", task=task)
+        assert counted == second.trainer.n_learned[index] - before[index] > 0
+
+
+def test_a_metric_that_is_not_defined_yet_is_nan_not_zero(settings, layout) -> None:
+    made = Loop(settings, layout)
+    made.loop.run([barrier(1)])
+    assert math.isnan(made.value("anabranch_prequential_ne", task="click", window="all"))
+
+
+def test_drift_is_counted_and_told(make_settings, layout_of, make_batch, caplog) -> None:
+    settings = make_settings(evaluation={"detector": "page_hinkley"})
+    layout, rng = layout_of(settings), np.random.default_rng(0)
+    made = Loop(settings, layout)
+
+    def stream():
+        for index in range(400):
+            batch = make_batch(layout, 32, rng, index)
+            labels = (rng.random((32, 3)) < [0.3, 0.03 if index < 300 else 0.9, 0.3]).astype(np.float32)
+            yield replace(batch, labels=labels)
+
+    with caplog.at_level(logging.WARNING, "anabranch.learner"):
+        made.loop.run(stream())
+    assert made.value("anabranch_drift_alarms_total", detector="page_hinkley", task="click") > 0
+    assert "Drift: the prequential loss of `click` has changed" in caplog.text
+
+
+def test_the_layout_in_the_manifest_is_the_layout(settings, layout, store) -> None:
+    Loop(settings, layout, store).loop.run([barrier(1)])
+    found = store.manifest(1).layout
+    assert {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()} == asdict(layout)
