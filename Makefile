@@ -38,7 +38,9 @@ fix: $(READY) ## Let ruff repair what it can
 	$(BIN)/ruff format .
 
 bench: $(READY) ## Run each benchmark in turn
-	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+	@set -e; for file in benchmarks/bench_*.py; do \
+	  name=benchmarks.$$(basename "$$file" .py); echo "== python -m $$name"; $(BIN)/python -m "$$name"; \
+	done
 
 compose-check: $(READY) ## Validate docker-compose.yml and what it mounts
 	$(BIN)/pytest -q -rs tests/deploy/test_compose.py

@@ -1,6 +1,6 @@
 """How many examples a second one step learns: forward, backward, optimiser, embedding, prequential quality.
 
-    python benchmarks/bench_step.py
+python -m benchmarks.bench_step
 """
 
 from benchmarks.workloads import add, random_batches, rates, show, table, ten_field_settings

@@ -2,15 +2,17 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from contracts.batch import Batch, Rows
+from contracts.events import Event
 from contracts.settings import Settings, load_settings
 from features.schema import FeatureSchema
+from streamer.simulator import ShopSimulator, SimulatorSettings
 
 RUNS = 5
 
@@ -23,9 +25,21 @@ def ten_field_settings(**overrides: object) -> Settings:
     return load_settings(None, {"fields": item + user + context, **overrides})
 
 
-def random_batches(
-    settings: Settings, n_batches: int, n_rows: int, n_ids: int = 100_000, seed: int = 0
-) -> list[Batch]:
+def shop_settings(**overrides: object) -> Settings:
+    """The default model on the simulated shop's attributes: nine id fields, user and item among them, and a price."""
+    categorical = (
+        "item.category", "item.brand", "user.country", "user.age_group", "context.position", "context.device", "context.hour"
+    )  # fmt: skip
+    fields = [{"source": source} for source in categorical] + [{"source": "item.price", "kind": "numeric"}]
+    return load_settings(None, {"fields": fields, **overrides})
+
+
+def shop_events(n_events: int, seed: int = 0) -> Iterator[Event]:
+    """The simulated shop at two thousand events a second, as a busy topic."""
+    return ShopSimulator(SimulatorSettings(seed=seed, events=n_events, rate=2000.0)).events()
+
+
+def random_batches(settings: Settings, n_batches: int, n_rows: int, n_ids: int = 100_000, seed: int = 0) -> list[Batch]:
     """Batches whose every row is known at once for every task: forward, backward and update of all rows."""
     layout = FeatureSchema.of(settings).layout
     generator = np.random.default_rng(seed)

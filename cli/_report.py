@@ -57,7 +57,9 @@ def print_report(console: Console, report: dict[str, Any]) -> None:
 
 def _print_order(console: Console, report: dict[str, Any]) -> None:
     """Ranking among 99 others, and within the lists that were shown."""
-    made = Table(title="Order: the event's item among 99 others; clicked items within the list that was shown", box=box.SIMPLE)
+    made = Table(
+        title="Order: the event's item among 99 others; clicked items within the list that was shown", box=box.SIMPLE
+    )
     made.add_column("task")
     for name in ("ranked", "HR@10", "NDCG@10", "MRR", "AUC", "new items", "lists", "MRR", "NDCG@10"):
         made.add_column(name, justify="right")

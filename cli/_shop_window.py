@@ -68,7 +68,10 @@ class ShopWindow:
 
     def items_for(self, user: str) -> list[str]:
         """Items of a category that the user hardly clicked on so far, the coming favourite, and popular other ones."""
-        known = [category for category, _ in Counter({c: sum(n.values()) for c, n in self._by_category.items()}).most_common()]
+        known = [
+            category
+            for category, _ in Counter({c: sum(n.values()) for c, n in self._by_category.items()}).most_common()
+        ]
         self.favourite = min(known[:6], key=lambda category: self._clicks[user][category])
         favourites = [item for item, _ in self._by_category[self.favourite].most_common(_FAVOURITES)]
         others = [self._by_category[category].most_common(1)[0][0] for category in known if category != self.favourite]
@@ -124,7 +127,10 @@ class ShopWindow:
         made.add_column("category")
         for column in ("P(click) before", "after", "P(purchase) before", "after", "rank before", "after"):
             made.add_column(column, justify="right")
-        old, new = ({str(one["item_id"]): (place, one) for place, one in enumerate(reply["items"], 1)} for reply in (before, after))
+        old, new = (
+            {str(one["item_id"]): (place, one) for place, one in enumerate(reply["items"], 1)}
+            for reply in (before, after)
+        )
         for item in sorted(items, key=lambda item: new[item][0]):
             probabilities = old[item][1]["probabilities"], new[item][1]["probabilities"]
             made.add_row(

@@ -121,13 +121,17 @@ def _run(console: "Console", stack: ExitStack, directory: Path, events: int, see
     _publish(shop, events, learner)
     console.print(f"[bold]3[/] {events:,} simulated events published")
     _await_events(settings, shop.n_published, [learner, scorer], "learned and served")
-    console.print("[bold]4[/] Learned, snapshotted, served. The learning curve, beside the shop's own true probabilities:")
+    console.print(
+        "[bold]4[/] Learned, snapshotted, served. The learning curve, beside the shop's own true probabilities:"
+    )
     _print_curve(console, settings)
 
     user = shop.loyal_user()
     items = shop.items_for(user)
     before = shop.rank(user, items)
-    console.print(f"[bold]5[/] Now user {user} looks at and buys {shop.favourite} items; {_MORE_EVENTS:,} events follow")
+    console.print(
+        f"[bold]5[/] Now user {user} looks at and buys {shop.favourite} items; {_MORE_EVENTS:,} events follow"
+    )
     shop.visit(user)
     _publish(shop, _MORE_EVENTS, learner)
     _await_events(settings, shop.n_published, [learner, scorer], "learned and served")
@@ -174,7 +178,9 @@ def _await_events(settings: "Settings", published: int, children: "list[Child]",
             for child in children:
                 child.check()
             if time.monotonic() > deadline:
-                raise RuntimeError(f"After {_PATIENCE_SECONDS:.0f} s only {reached:,} of {wanted:,} events were {what}.")
+                raise RuntimeError(
+                    f"After {_PATIENCE_SECONDS:.0f} s only {reached:,} of {wanted:,} events were {what}."
+                )
             time.sleep(0.2)
             try:
                 reply = httpx.get(url, timeout=5.0)
@@ -222,7 +228,9 @@ def _quarters(quality: Any, task: int) -> list[str]:
     total = curve[-1].examples
     columns = []
     for quarter in range(4):
-        points = [p.ne for p in curve if p.ne is not None and quarter * total / 4 < p.examples <= (quarter + 1) * total / 4]
+        points = [
+            p.ne for p in curve if p.ne is not None and quarter * total / 4 < p.examples <= (quarter + 1) * total / 4
+        ]
         columns.append(_number(sum(points) / len(points)) if points else "–")
     return columns
 

@@ -59,9 +59,9 @@ def command(
     from contracts.settings import SettingsError
     from streamer.sources.file import FileSourceError
 
-    overrides: dict[str, Any] = {
-        key: value for key, value in (("mode", mode), ("seed", seed)) if value is not None
-    } | ({"model": {"name": model}} if model else {})
+    overrides: dict[str, Any] = {key: value for key, value in (("mode", mode), ("seed", seed)) if value is not None} | (
+        {"model": {"name": model}} if model else {}
+    )
     try:
         settings, how = settings_and_mapping(config, mapping, overrides)
         settings = _with_tasks(settings, task or [], window or [])

@@ -15,7 +15,9 @@ def command(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings (TOML).")] = None,
     mapping: Annotated[
         str | None,
-        typer.Option("--mapping", "-m", help="How the topic's records are read; none: the settings', else canonical JSON."),
+        typer.Option(
+            "--mapping", "-m", help="How the topic's records are read; none: the settings', else canonical JSON."
+        ),
     ] = None,
     kafka: Annotated[str | None, typer.Option(help="The broker (`host:port`), instead of the settings'.")] = None,
     topic: Annotated[str | None, typer.Option(help="The topic, instead of the settings'.")] = None,
@@ -53,7 +55,15 @@ def command(
     log_to_stderr()
     try:
         report = run(settings, how, until_end=until_end)
-    except (BrokerError, DeadLetterError, OffsetsLostError, OtherSettingsError, SnapshotError, OSError, ValueError) as error:
+    except (
+        BrokerError,
+        DeadLetterError,
+        OffsetsLostError,
+        OtherSettingsError,
+        SnapshotError,
+        OSError,
+        ValueError,
+    ) as error:
         fail(error)
     if until_end:
         from cli._report import write_report
@@ -84,7 +94,9 @@ def run(settings: "Settings", how: "Mapping | None", *, until_end: bool) -> dict
     if names := environment_names():
         log.info("Settings from the environment: %s.", ", ".join(names))
     if not settings.fields:
-        log.warning("No [[fields]] are declared: the model sees ids and behaviour only. `anabranch check` suggests some.")
+        log.warning(
+            "No [[fields]] are declared: the model sees ids and behaviour only. `anabranch check` suggests some."
+        )
     started = time.perf_counter()
     with (
         SnapshotStore(Path(settings.snapshot.directory), settings.snapshot.keep) as store,

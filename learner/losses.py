@@ -55,6 +55,9 @@ class BaseRates:
 
     A plain mean at first, over about the last two hundred thousand examples later. Not learned by gradient, so that NE
     is about 1 on the first day (DESIGN §3).
+
+    :param immediate: shape ``[T]``: tasks whose every exposure is learned at once as a negative, and its outcome as one
+        positive more, which is then no example of its own.
     """
 
     def __init__(self, n_tasks: int, immediate: Bools) -> None:
@@ -76,8 +79,9 @@ class BaseRates:
 
     def update(self, labels: Float32s, known: Bools) -> None:
         """Take in the labels of a batch, shapes ``[N, T]``."""
-        self._positives += np.sum(labels, 0, np.float64, where=known)
-        self._examples += known.sum(0)
+        positives = np.sum(labels, 0, np.float64, where=known)
+        self._positives += positives
+        self._examples += known.sum(0) - np.where(self._immediate, positives, 0.0)
         kept = np.minimum(_HORIZON / self._examples, 1.0)
         self._positives *= kept
         self._examples *= kept

@@ -39,14 +39,14 @@ def test_among_rows_of_the_same_age_none_stays_that_is_older() -> None:
 
 
 def test_protected_rows_stay_however_old() -> None:
-    directory = _filled(16, list(range(16)))
+    directory = _filled(16, list(range(1, 17)))
     protected = np.array([1, 2, 1] + [0] * 13, np.int32)
     evict(directory, protected)
     assert set(range(1, 17)) - _ids(directory) == {4}
 
 
 def test_an_evicted_id_is_not_found_and_its_row_comes_back_empty() -> None:
-    directory = _filled(16, list(range(16)))
+    directory = _filled(16, list(range(1, 17)))
     evict(directory, NOBODY)
     assert find(directory.keys, directory.rows, 1) == -1
     row = admit(directory, 99)
@@ -74,4 +74,4 @@ def test_a_loaded_directory_goes_on_like_the_one_that_was_saved() -> None:
 
 def test_a_smaller_directory_refuses_what_does_not_fit() -> None:
     with pytest.raises((IndexError, ValueError)):
-        load_directory(new_directory(8, 1, 1), save_directory(_filled(16, list(range(16)))))
+        load_directory(new_directory(8, 1, 1), save_directory(_filled(16, list(range(1, 17)))))

@@ -275,6 +275,12 @@ def test_sampled_items_are_known_ones_and_never_the_positive() -> None:
         assert len(sampled) <= event.negatives
 
 
+def test_where_no_other_item_is_known_nothing_is_sampled() -> None:
+    encoded = _encode(_encoder(), [Happened(item=1), Happened(item=1, negatives=3)])
+    assert encoded.rows.ids[:, 1].tolist() == [1]
+    assert encoded.sampled.tolist() == [False]
+
+
 def test_log_q_of_a_row_is_the_frequency_with_which_its_item_is_sampled() -> None:
     encoder = _encoder(seed=2)
     _encode(encoder, _stream(300, 9, n_items=12))

@@ -29,7 +29,11 @@ def _settings(**overrides: Any) -> Settings:
         "features": {"history_length": 3, "users": 1000, "items": 1000, "pairs": 1024, "values": 1024},
         "embedding": {"max_mib": 1.0},
         "model": {"width": 4, "experts": 2, "expert_layers": (8, 6), "tower": 4},
-        "tasks": [{"name": "content_view"}, {"name": "click", "window": "30m"}, {"name": "purchase", "window": "24h"}],
+        "tasks": [
+            {"name": "content_view"},
+            {"name": "click", "window": "30m", "delay": "wait"},
+            {"name": "purchase", "window": "24h", "delay": "wait"},
+        ],
     }
     for key, value in overrides.items():
         small[key] = {**small[key], **value} if isinstance(value, dict) and key in small else value
@@ -69,13 +73,19 @@ def _batch(layout: Layout, n: int, rng: np.random.Generator, index: int = 0, **c
         "watermark_ms": START_MS + index * 1000,
         "first_event_ms": START_MS + index * 1000,
     }
-    return Batch(**{**made, **columns})
+    made |= columns
+    made = {"learn": made["known"], "matured_learn": made["matured_known"], **made}
+    return Batch(**made)
 
 
 def _stream(settings: Settings, n_batches: int, n: int = 48, seed: int = 0) -> list[Batch]:
-    """Exposures that wait and mature two batches later, sampled items, requests, rankings, truths, new items."""
+    """Exposures that wait and mature two batches later, sampled items, requests, rankings, truths, new items.
+
+    A task that does not wait for its labels learns each exposure at once, and the outcome when the windows close.
+    """
     layout = _layout(settings)
     n_tasks = len(layout.tasks)
+    immediate = np.array(settings.immediate_tasks)
     rng = np.random.default_rng(seed)
     batches = []
     for index in range(n_batches):
@@ -90,6 +100,7 @@ def _stream(settings: Settings, n_batches: int, n: int = 48, seed: int = 0) -> l
         ripe = np.sort(batches[index - 2].slot[batches[index - 2].slot >= 0]) if index >= 2 else np.zeros(0, np.int64)
         matured_known = np.zeros((len(ripe), n_tasks), np.bool_)
         matured_known[:, 1:] = True
+        matured_labels = (rng.random((len(ripe), n_tasks)) < 0.3).astype(np.float32)
         candidates = 100
         ranking = RankingRows(
             _rows(layout, 2 * candidates, rng),
@@ -109,8 +120,10 @@ def _stream(settings: Settings, n_batches: int, n: int = 48, seed: int = 0) -> l
                 list_id=np.where(sampled, 0, rng.integers(1, 9, n) + index * 100),
                 truth=np.where(rng.random((n, n_tasks)) < 0.5, 0.3, np.nan).astype(np.float32),
                 matured_slot=ripe,
-                matured_labels=(rng.random((len(ripe), n_tasks)) < 0.3).astype(np.float32),
+                matured_labels=matured_labels,
                 matured_known=matured_known,
+                learn=known | ((slot >= 0)[:, None] & immediate),
+                matured_learn=matured_known & (~immediate | (matured_labels > 0)),
                 ranking=ranking,
                 new_item_events=np.array([1] + [0] * (n_tasks - 1), np.int64),
             )

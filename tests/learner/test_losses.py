@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from learner.losses import BaseRates, masked_bce
+from learner.losses import BaseRates, immediate_logits, masked_bce
+
+WAIT = np.zeros(3, np.bool_)
 
 
 def test_the_loss_is_the_mean_over_the_known_labels_of_each_task() -> None:
@@ -44,7 +46,7 @@ def test_shapes_that_differ_are_refused() -> None:
 
 
 def test_base_rates_are_the_share_of_positives_among_the_known() -> None:
-    rates = BaseRates(2)
+    rates = BaseRates(2, WAIT[:2])
     np.testing.assert_allclose(rates.rates, [0.05, 0.05])
     labels = np.zeros((1000, 2), np.float32)
     labels[:300, 0] = 1
@@ -57,7 +59,7 @@ def test_base_rates_are_the_share_of_positives_among_the_known() -> None:
 
 
 def test_base_rates_follow_a_change_and_stay_finite_when_positives_stay_away() -> None:
-    rates = BaseRates(1)
+    rates = BaseRates(1, WAIT[:1])
     known = np.ones((50_000, 1), np.bool_)
     for _ in range(20):
         rates.update(np.ones((50_000, 1), np.float32), known)
@@ -73,7 +75,7 @@ def test_base_rates_follow_a_change_and_stay_finite_when_positives_stay_away() -
 
 def test_base_rates_go_on_from_what_they_saved() -> None:
     rng = np.random.default_rng(1)
-    straight, resumed = BaseRates(2), BaseRates(2)
+    straight, resumed = BaseRates(2, WAIT[:2]), BaseRates(2, WAIT[:2])
     batches = [(rng.random((5, 2)) < 0.5).astype(np.float32) for _ in range(6)]
     known = np.ones((5, 2), np.bool_)
     for labels in batches[:3]:
@@ -83,3 +85,33 @@ def test_base_rates_go_on_from_what_they_saved() -> None:
         straight.update(labels, known)
         resumed.update(labels, known)
     np.testing.assert_array_equal(straight.rates, resumed.rates)
+
+
+def test_of_a_task_that_does_not_wait_a_positive_is_no_example_of_its_own() -> None:
+    rates = BaseRates(2, np.array([True, False]))
+    shown = np.zeros((1000, 2), np.float32)
+    rates.update(shown, np.ones((1000, 2), np.bool_))  # every exposure, at once
+    rates.update(np.ones((300, 2), np.float32), np.ones((300, 2), np.bool_))  # the outcomes, later
+    np.testing.assert_allclose(rates.rates, [300.5 / 1010, 300.5 / 1310])
+
+
+def test_the_immediate_link_makes_odds_of_the_stream_the_probability() -> None:
+    logits = torch.tensor([[-2.0, -2.0], [0.5, 0.5], [40.0, 40.0]])
+    found = immediate_logits(logits, torch.tensor([True, False]))
+    torch.testing.assert_close(found[:, 0].exp(), torch.sigmoid(logits[:, 0]))
+    torch.testing.assert_close(found[:, 1], logits[:, 1])
+    # Of 1,000 exposures and 300 outcomes the stream holds 1,000 negatives and 300 positives: the best p is 0.3.
+    logit = torch.tensor([[0.0]], requires_grad=True)
+    optimizer = torch.optim.LBFGS([logit], max_iter=50)
+
+    def loss():
+        optimizer.zero_grad()
+        trained = immediate_logits(logit, torch.tensor([True]))
+        yes, no = torch.ones(1, 1), torch.zeros(1, 1)
+        known = torch.ones(1, 1, dtype=torch.bool)
+        total = 300 * masked_bce(trained, yes, known).sum() + 1000 * masked_bce(trained, no, known).sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    assert torch.sigmoid(logit).item() == pytest.approx(0.3, rel=1e-3)

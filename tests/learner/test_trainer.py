@@ -43,7 +43,9 @@ def stored_logits(trainer, slot):
 
 def waiting(batch, slot):
     """The same rows, nothing known of them yet."""
-    return replace(batch, slot=np.asarray(slot, np.int64), known=np.zeros_like(batch.known))
+    return replace(
+        batch, slot=np.asarray(slot, np.int64), known=np.zeros_like(batch.known), learn=np.zeros_like(batch.learn)
+    )
 
 
 def only_matured(batch, slot, labels, known):
@@ -52,10 +54,14 @@ def only_matured(batch, slot, labels, known):
     return replace(
         batch,
         rows=Rows(rows.ids[:0], rows.history[:0], rows.dense[:0], rows.log_q[:0]),
-        **{name: getattr(batch, name)[:0] for name in ("slot", "sampled", "time_ms", "list_id", "labels", "known")},
+        **{
+            name: getattr(batch, name)[:0]
+            for name in ("slot", "sampled", "time_ms", "list_id", "labels", "known", "learn")
+        },
         matured_slot=np.asarray(slot, np.int64),
         matured_labels=labels,
         matured_known=known,
+        matured_learn=known,
     )
 
 
@@ -94,6 +100,40 @@ def test_it_learns_a_signal_that_only_the_ids_carry(make_settings, layout_of, ma
     assert trainer.quality.report()["click"]["last_half"]["auc"] > 0.8
 
 
+def test_learned_at_once_as_negatives_the_probabilities_are_those_of_the_final_labels(
+    make_settings, layout_of, make_batch
+) -> None:
+    """Every exposure is a negative at first, its outcome a positive more two batches later: yet what is served is p."""
+    settings = make_settings(tasks=[{"name": "click"}])
+    layout = layout_of(settings)
+    trainer, rng, n = Trainer(settings, layout), np.random.default_rng(0), 128
+    none = np.zeros((n, 1), np.bool_)
+    waiting_labels = []
+    for index in range(300):
+        batch = make_batch(layout, n, rng, index)
+        batch.rows.dense[:] = 0
+        p = np.where(batch.rows.ids[:, 1] % 2 == 0, 0.7, 0.1)[:, None]
+        waiting_labels.append((rng.random((n, 1)) < p).astype(np.float32))
+        ripe = waiting_labels[index - 2] if index >= 2 else None
+        trainer.step(
+            replace(
+                batch,
+                slot=index % 3 * n + np.arange(n),
+                labels=np.zeros((n, 1), np.float32),
+                known=none,
+                learn=~none,
+                matured_slot=NO_SLOT if ripe is None else (index - 2) % 3 * n + np.arange(n),
+                matured_labels=np.zeros((0, 1), np.float32) if ripe is None else ripe,
+                matured_known=none[:0] if ripe is None else ~none,
+                matured_learn=none[:0] if ripe is None else ripe > 0,
+            )
+        )
+    report = trainer.quality.report()["click"]["last_half"]
+    assert report["ne"] < 0.85
+    assert report["calibration"] == pytest.approx(1.0, abs=0.08)
+    assert trainer.base_rates.rates[0] == pytest.approx(0.4, abs=0.03)
+
+
 def test_without_a_signal_ne_is_about_one_from_the_first_day(settings, layout, make_batch) -> None:
     trainer, rng = Trainer(settings, layout), np.random.default_rng(0)
     for index in range(40):
@@ -111,7 +151,7 @@ def test_a_batch_is_scored_before_its_labels_are_learned(settings, layout, make_
     slot = np.arange(64)
     known = np.ones((64, 3), np.bool_)
     known[:, 2] = False
-    last = replace(make_batch(layout, 64, rng, 12), slot=slot, known=known)
+    last = replace(make_batch(layout, 64, rng, 12), slot=slot, known=known, learn=known)
     before = straight.quality.report()["click"]["all"]
     straight.step(last)
     flipped.step(replace(last, labels=1 - last.labels))
@@ -132,7 +172,9 @@ def test_labels_that_mature_in_their_own_batch_are_counted_at_the_score_before_l
     slot = np.arange(64)
     last = make_batch(layout, 64, rng, 12)
     known = np.ones((64, 3), np.bool_)
-    last = replace(waiting(last, slot), matured_slot=slot, matured_labels=last.labels, matured_known=known)
+    last = replace(
+        waiting(last, slot), matured_slot=slot, matured_labels=last.labels, matured_known=known, matured_learn=known
+    )
     straight.step(last)
     flipped.step(replace(last, matured_labels=1 - last.matured_labels))
     np.testing.assert_array_equal(stored_logits(straight, slot), stored_logits(flipped, slot))
@@ -175,7 +217,7 @@ def test_a_late_positive_trains_on_the_features_of_its_exposure(settings, layout
     at_once.step(waiting(now, [1]))
     before = weights(late)
     late.step(only_matured(exposure, [0], labels, known))
-    again = replace(exposure, labels=labels, known=known, sampled=np.ones(1, np.bool_))
+    again = replace(exposure, labels=labels, known=known, learn=known, sampled=np.ones(1, np.bool_))
     at_once.step(again)
     after, expected = weights(late), weights(at_once)
     assert any((after["dense"][name] != before["dense"][name]).any() for name in after["dense"])
@@ -224,7 +266,7 @@ def test_a_batch_whose_loss_is_not_finite_is_skipped_and_counted(
 def test_labels_and_positives_are_counted_as_learned(settings, layout, make_batch) -> None:
     trainer, rng = Trainer(settings, layout), np.random.default_rng(0)
     known = rng.random((64, 3)) < 0.5
-    batch = replace(make_batch(layout, 64, rng), known=known)
+    batch = replace(make_batch(layout, 64, rng), known=known, learn=known)
     batch = replace(batch, labels=np.where(known, batch.labels, np.nan).astype(np.float32))
     trainer.step(batch)
     assert trainer.n_learned.tolist() == known.sum(0).tolist()
@@ -263,9 +305,12 @@ def test_a_change_of_the_label_rate_is_told_as_drift(make_settings, layout_of, m
 
 
 @pytest.mark.parametrize("model", ["mmoe", "single_task"])
-@pytest.mark.parametrize("mode", ["exposure", "implicit"])
-def test_a_restored_trainer_goes_on_bit_by_bit(make_settings, layout_of, make_stream, assert_same, model, mode) -> None:
-    settings = make_settings(model={"name": model}, mode=mode)
+@pytest.mark.parametrize(("mode", "delay"), [("exposure", "wait"), ("exposure", "fnc_in_loss"), ("implicit", "wait")])
+def test_a_restored_trainer_goes_on_bit_by_bit(
+    make_settings, layout_of, make_stream, assert_same, model, mode, delay
+) -> None:
+    tasks = [{"name": "content_view"}, {"name": "click", "delay": delay}, {"name": "purchase", "delay": delay}]
+    settings = make_settings(model={"name": model}, mode=mode, tasks=tasks)
     batches = make_stream(settings, 60)
     straight = Trainer(settings, layout_of(settings))
     for batch in batches[:31]:

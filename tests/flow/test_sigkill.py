@@ -1,0 +1,71 @@
+"""Killed by SIGKILL and started again, a run ends where an uninterrupted one ends."""
+
+import json
+import random
+from collections import Counter
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def versions(flow):
+    return {int(path.name[1:9]) for path in flow.snapshots.glob("v????????")}
+
+
+def test_a_run_killed_again_and_again_ends_in_the_same_state_bit_for_bit(straight, flow, same_state):
+    """One partition, one thread. Without --until-end: a killed run always dies short of a last snapshot."""
+    flow.configure(straight.stream)
+    n_events = len(straight.stream.events)
+    moment = random.Random(1)
+
+    with flow.learn() as run:
+        run.until(lambda: 1 in versions(flow))
+        run.kill()
+    after_first = max(versions(flow))
+
+    with flow.learn() as run:  # while the next snapshot is being written, or just afterwards
+        writing = flow.snapshots / f"v{after_first + 1:08d}.tmp"
+        run.until(lambda: writing.exists() or max(versions(flow)) > after_first)
+        run.kill()
+
+    with flow.learn() as run:
+        run.said("Learning `")
+        left = n_events - flow.newest().manifest.n_events
+        wanted = moment.randint(1, left)
+        run.until(lambda: run.consumed() >= wanted)
+        run.kill()
+    assert flow.newest().manifest.n_events < n_events
+
+    flow.learn_to_the_end()
+    same_state(flow.newest(), straight.flow.newest())
+
+
+@pytest.mark.parametrize("name", [pytest.param("apache", marks=pytest.mark.kafka)])
+def test_over_four_partitions_no_event_is_learned_twice_or_missed(
+    name, apache_kafka, topic, flow, make, produce, stream_of
+):
+    events = make(3_000, seed=4)
+    stream = stream_of(apache_kafka, topic, events)
+    produce(stream, events, n_partitions=4)
+    # Views are only shown, not predicted: what is learned of them would depend on the order between partitions.
+    flow.configure(stream, tasks='[{ name = "click", window = "10s" }, { name = "purchase", window = "20s" }]')
+    for version in (1, 3):
+        with flow.learn() as run:
+            run.until(lambda version=version: versions(flow) and max(versions(flow)) >= version)
+            run.kill()
+    report = json.loads(flow.learn_to_the_end("--json", "-").splitlines()[-1])
+
+    count = Counter(event.type for event in events)
+    snapshot = flow.newest()
+    assert snapshot.manifest.n_events == report["events"] == len(events)
+    assert len(snapshot.manifest.offsets[topic]) == 4
+    assert all(snapshot.manifest.offsets[topic].values()), "every partition should have events"
+    assert sum(snapshot.manifest.offsets[topic].values()) == len(events)
+    for task in ("click", "purchase"):
+        assert report["tasks"][task]["examples"] == count["content_view"]
+        assert report["tasks"][task]["positives"] == count[task] > 0
+    # Each exposure is learned at once as a negative, and each outcome as one positive more.
+    learned = snapshot.states["learner"]
+    assert learned["n_positives"] == [count["click"], count["purchase"]]
+    assert learned["n_learned"] == [count["content_view"] + count[task] for task in ("click", "purchase")]
