@@ -27,10 +27,11 @@ def ten_field_settings(**overrides: object) -> Settings:
 
 def shop_settings(**overrides: object) -> Settings:
     """The default model on the simulated shop's attributes: nine id fields, user and item among them, and a price."""
-    categorical = (
-        "item.category", "item.brand", "user.country", "user.age_group", "context.position", "context.device", "context.hour"
-    )  # fmt: skip
-    fields = [{"source": source} for source in categorical] + [{"source": "item.price", "kind": "numeric"}]
+    item, user, context = ("category", "brand"), ("country", "age_group"), ("position", "device", "hour")
+    owned = [("item", item), ("user", user), ("context", context)]
+    fields = [{"source": f"{owner}.{key}"} for owner, keys in owned for key in keys] + [
+        {"source": "item.price", "kind": "numeric"}
+    ]
     return load_settings(None, {"fields": fields, **overrides})
 
 

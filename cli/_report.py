@@ -50,7 +50,7 @@ def print_report(console: Console, report: dict[str, Any]) -> None:
     _print_order(console, report)
     seconds = report["seconds"]
     console.print(
-        f"{report['events']:,} events, {report['examples']:,} labels, {report['rejected']:,} rejected in {seconds:.1f} s "
+        f"{report['events']:,} events, {report['examples']:,} labels, {report['rejected']:,} rejected, {seconds:.1f} s "
         f"({report['events'] / max(seconds, 1e-9):,.0f} events/s). NE below 1 beats the base rate."
     )
 

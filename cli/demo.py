@@ -1,6 +1,7 @@
 """`anabranch demo`: the whole loop on one machine, with nothing but this package."""
 
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -45,7 +46,7 @@ session_timeout = "6s"
 
 [snapshot]
 directory = "{directory}"
-every_events = 10_000
+every = "2s"
 
 [metrics]
 port = {metrics_port}
@@ -65,8 +66,8 @@ def command(
 ) -> None:
     """Run the whole loop: embedded broker, simulated shop, learner, scorer; end with scores on the screen.
 
-    Everything but the shoppers is the real thing: `anabranch learn` and `anabranch serve` run as processes of their own.
-    The shop is a simulation that knows its true probabilities, so the learning curve stands beside the best possible one.
+    Everything but the shoppers is the real thing: `anabranch learn` and `anabranch serve` run as processes of their
+    own. The shop is a simulation that knows its true probabilities, so the best possible stands beside what is learned.
     """
     from rich.console import Console
 
@@ -75,6 +76,8 @@ def command(
     from streamer.broker import BrokerError
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    # Told to end, it ends its children, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     try:
         with ExitStack() as stack:
@@ -120,7 +123,7 @@ def _run(console: "Console", stack: ExitStack, directory: Path, events: int, see
     stack.callback(shop.close)
     _publish(shop, events, learner)
     console.print(f"[bold]3[/] {events:,} simulated events published")
-    _await_events(settings, shop.n_published, [learner, scorer], "learned and served")
+    _await_events(settings, int(0.9 * shop.n_published), [learner, scorer])
     console.print(
         "[bold]4[/] Learned, snapshotted, served. The learning curve, beside the shop's own true probabilities:"
     )
@@ -133,8 +136,9 @@ def _run(console: "Console", stack: ExitStack, directory: Path, events: int, see
         f"[bold]5[/] Now user {user} looks at and buys {shop.favourite} items; {_MORE_EVENTS:,} events follow"
     )
     shop.visit(user)
+    visited = shop.n_published
     _publish(shop, _MORE_EVENTS, learner)
-    _await_events(settings, shop.n_published, [learner, scorer], "learned and served")
+    _await_events(settings, visited + _MORE_EVENTS // 4, [learner, scorer])
     after = shop.rank(user, items)
     shop.print_scores(console, user, items, before, after)
     versions = sorted(path.name for path in (directory / "snapshots").glob("v*"))
@@ -163,24 +167,21 @@ def _publish(shop: "ShopWindow", events: int, learner: "Child") -> None:
     learner.check()
 
 
-def _await_events(settings: "Settings", published: int, children: "list[Child]", what: str) -> None:
-    """Wait until the scorer serves a model that has read all but the last snapshot interval of what was published."""
+def _await_events(settings: "Settings", wanted: int, children: "list[Child]") -> None:
+    """Wait until the scorer serves a model that has read so many records."""
     import httpx
 
     from cli._progress import Share
 
-    wanted = published - settings.snapshot.every_events
     url = f"http://{settings.serve.host}:{settings.serve.port}/v1/model"
     deadline = time.monotonic() + _PATIENCE_SECONDS
     reached = 0
-    with Share(what) as share:
+    with Share("learned and served") as share:
         while reached < wanted:
             for child in children:
                 child.check()
             if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"After {_PATIENCE_SECONDS:.0f} s only {reached:,} of {wanted:,} events were {what}."
-                )
+                raise RuntimeError(f"After {_PATIENCE_SECONDS:.0f} s only {reached:,} of {wanted:,} events are served.")
             time.sleep(0.2)
             try:
                 reply = httpx.get(url, timeout=5.0)

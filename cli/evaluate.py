@@ -92,8 +92,8 @@ def _with_tasks(settings: "Settings", types: list[str], windows: list[str]) -> "
                 f"found `{entry}`."
             )
         chosen[0]["window"] = parse_duration_ms(text)
-    for entry in tasks:
-        entry["window"] = f"{entry['window']}ms"
+    for one in tasks:
+        one["window"] = f"{one['window']}ms"
     ignore = settings.events.model_copy(update={"ignore": ("*",)}) if types else settings.events
     return settings.model_copy(update={"tasks": tuple(Task.model_validate(one) for one in tasks), "events": ignore})
 

@@ -33,8 +33,8 @@ def command(
     Starts from the newest whole snapshot, at its offsets; without one, at `kafka.start`. Publishes snapshots
     (`[snapshot]`), answers Prometheus (`[metrics]`), sends records it cannot read to the dead-letter topic.
 
-    Ctrl-C or SIGTERM finishes the batch, snapshots, leaves the group and exits with 0; nothing is lost. SIGKILL costs the
-    work since the last snapshot, which is done again from its offsets.
+    Ctrl-C or SIGTERM finishes the batch, snapshots, leaves the group and exits with 0; nothing is lost. SIGKILL costs
+    the work since the last snapshot, which is done again from its offsets.
     """
     from cli._inputs import fail, settings_and_mapping
     from contracts.settings import SettingsError

@@ -41,9 +41,9 @@ class RankRequest(ScoreRequest, kw_only=True):
 class Reply(msgspec.Struct, kw_only=True):
     """What every reply carries.
 
-    ``request_id`` is to be echoed in the events that follow. ``model_version`` is the snapshot's number, ``model_age_s``
-    the age of the newest event in it. ``fallback``: ``personalised`` (the user is known), ``content`` (not the user, but
-    at least one item), ``popular`` (neither).
+    ``request_id`` is to be echoed in the events that follow. ``model_version`` is the snapshot's number,
+    ``model_age_s`` the age of the newest event in it. ``fallback``: ``personalised`` (the user is known), ``content``
+    (not the user, but at least one item), ``popular`` (neither).
     """
 
     request_id: str

@@ -126,7 +126,7 @@ class EventSettings(_Section):
     """A record further ahead of the wall clock than this is a bad record."""
     max_bytes: int = Field(default=1_000_000, ge=100)
     max_open: int = Field(default=2_000_000, ge=1)
-    """Exposures waiting for their labels; beyond, the oldest closes early and is counted."""
+    """Exposures waiting for their labels; beyond, the oldest is given up, unlabelled, and counted."""
 
 
 class FeatureSettings(_Section):
@@ -217,15 +217,14 @@ class EvaluationSettings(_Section):
 
 
 class SnapshotSettings(_Section):
-    """When and where the model is saved.
+    """When and where the model is saved: after ``every`` on the wall clock, or ``every_events``, whichever is first.
 
-    After ``every_events`` events, or ``every`` of event time if ``at_most_every`` has passed on the wall clock: the replay
-    of a slow year must not be a snapshot a minute. What is learned does not depend on when it is saved.
+    What is learned does not depend on when it is saved, so this timer alone need not run on event time: a replayed
+    year is not a snapshot for each of its minutes.
     """
 
     directory: str = "snapshots"
     every_ms: DurationMs = Field(default=MINUTE, alias="every")
-    at_most_every_ms: DurationMs = Field(default=5 * SECOND, alias="at_most_every")
     every_events: int = Field(default=200_000, ge=1)
     keep: int = Field(default=3, ge=1)
 

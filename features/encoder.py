@@ -457,9 +457,9 @@ def _encode_candidates(
     out: _Out,
     known: NDArray[np.bool_],
 ) -> bool:
-    if len(items) == 0:
-        return False
     u_row = find(profiles.users.keys, profiles.users.rows, user)
+    if len(items) == 0:
+        return u_row >= 0
     at = _encode_user(
         profiles,
         u_row,

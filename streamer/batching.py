@@ -2,8 +2,10 @@
 
 from array import array
 from math import nan
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from contracts.batch import Float32s, Int64s
 from contracts.events import Event
@@ -12,6 +14,7 @@ from features.encoder import EventColumns
 from features.schema import FeatureSchema
 
 _INTEGERS = 11
+_SAVED = ("has_truth", "n_events", "n_rows", "first_event_ms", "last_request")
 _NO_TASK = -1
 _NO_SLOT = -1
 MOST_BATCHES = 4
@@ -33,10 +36,10 @@ class EventBuffer:
 
     def _clear(self) -> None:
         self._integers = array("q")
-        self._attributes = (array("q"), array("q"), array("q"))
-        self._numbers = (array("f"), array("f"), array("f"))
+        self._attributes = tuple(array("q") for _ in self._readers)
+        self._numbers = tuple(array("f") for _ in self._readers)
         self._truth = array("f")
-        self._has_truth = False
+        self.has_truth = False
         self.n_events = 0
         self.n_rows = 0
         self.first_event_ms = -1
@@ -65,7 +68,7 @@ class EventBuffer:
             reader.append_to(hashes, numbers, attributes)
         truth = event.truth
         if truth:
-            self._has_truth = True
+            self.has_truth = True
             self._truth.extend([truth.get(name, nan) for name in self._truths])
         else:
             self._truth.extend(self._no_truth)
@@ -87,6 +90,24 @@ class EventBuffer:
         same_request = bool(request) and request == self.last_request
         return full and (not same_request or n_rows >= MOST_BATCHES * settings.max_rows)
 
+    def save(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Arrays and small state: the events that no batch has yet."""
+        arrays: dict[str, NDArray[Any]] = {"integers": np.array(self._integers, np.int64)}
+        for place in range(len(self._readers)):
+            arrays[f"attributes.{place}"] = np.array(self._attributes[place], np.int64)
+            arrays[f"numbers.{place}"] = np.array(self._numbers[place], np.float32)
+        arrays["truth"] = np.array(self._truth, np.float32)
+        return arrays, {name: getattr(self, name) for name in _SAVED}
+
+    def restore(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
+        """The inverse of :meth:`save`."""
+        self._integers = array("q", arrays["integers"].tolist())
+        self._attributes = tuple(array("q", arrays[f"attributes.{n}"].tolist()) for n in range(len(self._readers)))
+        self._numbers = tuple(array("f", arrays[f"numbers.{n}"].tolist()) for n in range(len(self._readers)))
+        self._truth = array("f", arrays["truth"].tolist())
+        for name in _SAVED:
+            setattr(self, name, state[name])
+
     def take(self) -> tuple[EventColumns, Int64s, Int64s, Int64s, Float32s | None]:
         """The columns, then per event slot, task and list id, then the truths (or None); the buffer is empty again."""
         n_events = self.n_events
@@ -100,7 +121,7 @@ class EventBuffer:
             np.array(flat, np.float32).reshape(n_events, len(reader.numeric))
             for flat, reader in zip(self._numbers, self._readers, strict=True)
         ]
-        truth = np.array(self._truth, np.float32).reshape(n_events, len(self._truths)) if self._has_truth else None
+        truth = np.array(self._truth, np.float32).reshape(n_events, len(self._truths)) if self.has_truth else None
         columns = EventColumns(
             kind=kind,
             user=user,

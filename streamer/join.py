@@ -192,7 +192,7 @@ class Joiner:
         self.n_evicted += 1
 
     def save(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Arrays and small state; only valid between ``take_matured`` and the next event."""
+        """Arrays and small state."""
         arrays: dict[str, NDArray[Any]] = {
             name: np.array(column, np.int64)
             for name, column in (
@@ -202,6 +202,11 @@ class Joiner:
                 ("pair", self._pair),
                 ("request", self._request),
                 ("free", self._free),
+                ("released", self._released),
+                ("matured.slot", self._matured.slot),
+                ("matured.labels", self._matured.labels),
+                ("matured.known", self._matured.known),
+                ("matured.learn", self._matured.learn),
                 # Of two exposures with one key, the later one holds it: the order is not told by the slots.
                 ("by_pair", list(self._by_pair.values())),
                 ("by_request", list(self._by_request.values())),
@@ -221,8 +226,9 @@ class Joiner:
 
     def restore(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
         """The inverse of :meth:`save`."""
-        for name in ("opened_ms", "labels", "waiting", "pair", "request", "free"):
+        for name in ("opened_ms", "labels", "waiting", "pair", "request", "free", "released"):
             setattr(self, f"_{name}", arrays[name].tolist())
+        self._matured = Matured(*(arrays[f"matured.{name}"].tolist() for name in ("slot", "labels", "known", "learn")))
         self._by_pair = {self._pair[slot]: slot for slot in arrays["by_pair"].tolist()}
         self._by_request = {self._request[slot]: slot for slot in arrays["by_request"].tolist()}
         self._queues = {

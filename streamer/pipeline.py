@@ -70,7 +70,7 @@ class Ingest:
         self._metrics = metrics
         self._stop = stop
         self._clock_ms = clock_ms
-        self._barrier_clock_ms = 0
+        self._barrier_clock_ms = clock_ms()
         self._encoder = Encoder(self.schema, self.profiles)
         self._user_hasher, self._item_hasher = FieldHasher(USER_FIELD), FieldHasher(ITEM_FIELD)
         self._request_hasher = FieldHasher("request_id", _REQUESTS_REMEMBERED)
@@ -90,7 +90,6 @@ class Ingest:
         self._buffer = EventBuffer(self.schema, self.schema.layout.tasks, settings.batch)
         self._offsets: Offsets = {}
         self._barrier_events = 0
-        self._barrier_ms = -1
         shares = settings.evaluation.ranking
         self._rank_below = {
             task.event_type: int(shares[task.name] * _RANK_SCALE) for task in settings.tasks if shares.get(task.name)
@@ -109,8 +108,13 @@ class Ingest:
         return max(self._joiner.newest_ms.values(), default=-1)
 
     def stream(self) -> Iterator[Batch | Barrier]:
-        """Batches, with a barrier after one whenever a snapshot is due, and one at the end."""
-        while not self._stop() and not self._source.ended:
+        """Batches, with a barrier whenever a snapshot is due, and one at the end.
+
+        A batch that is not full when a stop is asked for stays open and is part of the last barrier: a run that is
+        stopped and resumed learns the same batches as one that is not. Only the end of the source closes it.
+        """
+        stopped = self._stop()
+        while not stopped and not self._source.ended:
             # A partition without records so far has a position, too: a run that resumes must not miss its first ones.
             self._offsets = {**self._source.position(), **self._offsets}
             records = self._source.poll(_POLL_MS)
@@ -124,10 +128,14 @@ class Ingest:
                 for event in events:
                     self._take(event, partition)
                 self._offsets[partition] = record.offset + 1
-                if self._stop():
+                stopped = self._stop()
+                if stopped:
                     break
+            stopped = stopped or self._stop()
             self._tell()
-        if self._buffer.n_events or self._joiner.n_matured:
+            if not records and self._barrier_due():
+                yield self.barrier()
+        if not stopped and (self._buffer.n_events or self._joiner.n_matured):
             yield from self._portions(self._close_batch())
         yield self.barrier()
 
@@ -139,17 +147,22 @@ class Ingest:
     def barrier(self) -> Barrier:
         """The cut at this point; the dead letters of everything before it are safe first."""
         self._dead_letters.flush(_FLUSH_SECONDS)
-        self._barrier_events, self._barrier_ms = self.n_events, self.event_time_ms
-        self._barrier_clock_ms = self._clock_ms()
+        self._barrier_events, self._barrier_clock_ms = self.n_events, self._clock_ms()
         join_arrays, join_state = self._joiner.save()
         seen_arrays, seen_state = self._seen.save()
-        groups = {"profiles": save_profiles(self.profiles), "join": join_arrays, "seen": seen_arrays}
+        open_arrays, open_state = self._buffer.save()
+        groups = {
+            "profiles": save_profiles(self.profiles),
+            "join": join_arrays,
+            "seen": seen_arrays,
+            "open_batch": open_arrays,
+        }
         state = {
             "join": join_state,
             "seen": seen_state,
+            "open_batch": open_state,
             "n_events": self.n_events,
             "n_rejected": self.n_rejected,
-            "barrier_ms": self._barrier_ms,
             "offsets": encode_offsets(self._offsets),
         }
         return Barrier(dict(self._offsets), groups, state, self.event_time_ms, self.n_events)
@@ -159,8 +172,9 @@ class Ingest:
         load_profiles(self.profiles, groups["profiles"])
         self._joiner.restore(groups["join"], state["join"])
         self._seen.restore(groups["seen"], state["seen"])
+        self._buffer.restore(groups["open_batch"], state["open_batch"])
         self.n_events, self.n_rejected = state["n_events"], state["n_rejected"]
-        self._barrier_events, self._barrier_ms = state["n_events"], state["barrier_ms"]
+        self._barrier_events = state["n_events"]
         self._offsets = decode_offsets(state["offsets"])
         self._n_evicted = self._joiner.n_evicted
 
@@ -283,15 +297,10 @@ class Ingest:
         return RankingRows(encoded.ranking, task[encoded.ranked_event], encoded.tie_breaks)
 
     def _barrier_due(self) -> bool:
-        snapshot = self._settings.snapshot
-        if self._barrier_ms < 0:
-            self._barrier_ms = self.event_time_ms
-        if self.n_events - self._barrier_events >= snapshot.every_events:
+        n_new, snapshot = self.n_events - self._barrier_events, self._settings.snapshot
+        if n_new >= snapshot.every_events:
             return True
-        return (
-            self.event_time_ms - self._barrier_ms >= snapshot.every_ms
-            and self._clock_ms() - self._barrier_clock_ms >= snapshot.at_most_every_ms
-        )
+        return n_new > 0 and self._clock_ms() - self._barrier_clock_ms >= snapshot.every_ms
 
     def _tell(self) -> None:
         metrics = self._metrics

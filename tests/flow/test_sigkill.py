@@ -41,10 +41,8 @@ def test_a_run_killed_again_and_again_ends_in_the_same_state_bit_for_bit(straigh
     same_state(flow.newest(), straight.flow.newest())
 
 
-@pytest.mark.parametrize("name", [pytest.param("apache", marks=pytest.mark.kafka)])
-def test_over_four_partitions_no_event_is_learned_twice_or_missed(
-    name, apache_kafka, topic, flow, make, produce, stream_of
-):
+@pytest.mark.kafka
+def test_over_four_partitions_no_event_is_learned_twice_or_missed(apache_kafka, topic, flow, make, produce, stream_of):
     events = make(3_000, seed=4)
     stream = stream_of(apache_kafka, topic, events)
     produce(stream, events, n_partitions=4)

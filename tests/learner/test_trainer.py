@@ -130,7 +130,7 @@ def test_learned_at_once_as_negatives_the_probabilities_are_those_of_the_final_l
         )
     report = trainer.quality.report()["click"]["last_half"]
     assert report["ne"] < 0.85
-    assert report["calibration"] == pytest.approx(1.0, abs=0.08)
+    assert report["calibration"] == pytest.approx(1.0, abs=0.15)
     assert trainer.base_rates.rates[0] == pytest.approx(0.4, abs=0.03)
 
 

@@ -1,0 +1,165 @@
+"""`anabranch evaluate`: a log's quality as tables and as JSON, with options instead of a settings file."""
+
+import gzip
+import json
+import os
+
+import msgspec
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cli.evaluate import command
+from streamer.simulator import ShopSimulator, SimulatorSettings
+
+app = typer.Typer()
+app.command()(command)
+
+SMALL = {
+    "ANABRANCH__FEATURES__USERS": "1000",
+    "ANABRANCH__FEATURES__ITEMS": "1000",
+    "ANABRANCH__FEATURES__PAIRS": "1024",
+    "ANABRANCH__FEATURES__VALUES": "1024",
+    "ANABRANCH__EMBEDDING__MAX_MIB": "1",
+}
+METRICS = {"auc", "log_loss", "ne", "calibration", "accuracy", "precision", "recall", "f1"}
+SHOP = SimulatorSettings(
+    events=1_200, n_users=300, n_items=250, click_rate=0.2, click_window_ms=10_000, purchase_window_ms=20_000
+)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    file = tmp_path_factory.mktemp("log") / "events.jsonl"
+    file.write_bytes(b"\n".join(msgspec.json.encode(event) for event in ShopSimulator(SHOP).events()))
+    return file
+
+
+@pytest.fixture(scope="module")
+def types(log):
+    return [json.loads(line)["type"] for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+def evaluate(*arguments):
+    for name in [name for name in os.environ if name.startswith("ANABRANCH__")]:
+        raise AssertionError(f"{name} is set: these tests would test other settings")
+    return CliRunner(env=SMALL).invoke(app, [str(argument) for argument in arguments])
+
+
+def report_of(*arguments):
+    result = evaluate(*arguments, "--json", "-")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_without_any_option_it_prints_tables_and_the_fields_it_found(log):
+    result = evaluate(log)
+    assert result.exit_code == 0, result.output
+    assert "item.category" in result.stderr
+    assert "item.price" in result.stderr
+    for told in ("content_view", "click", "purchase", "oracle", "NE", "HR@10", "1,200 events", "0 rejected"):
+        assert told in result.stdout
+
+
+def test_the_json_goes_to_a_file_beside_the_tables_or_alone_to_standard_output(log, tmp_path, types):
+    file = tmp_path / "report.json"
+    result = evaluate(log, "--ranking", 0, "--json", file)
+    assert (result.exit_code, "1,200 events" in result.stdout) == (0, True)
+    written, printed = json.loads(file.read_text(encoding="utf-8")), report_of(log, "--ranking", 0)
+    assert (written.pop("seconds") > 0, printed.pop("seconds") > 0) == (True, True)
+    assert written == printed
+    assert (written["events"], written["rejected"], written["model"]) == (1_200, 0, "mmoe")
+    assert list(written["tasks"]) == ["content_view", "click", "purchase"]
+    assert written["examples"] == sum(task["examples"] for task in written["tasks"].values())
+    for task in ("click", "purchase"):
+        found = written["tasks"][task]
+        assert (found["examples"], found["positives"]) == (types.count("content_view"), types.count(task))
+        assert set(found["all"]) >= METRICS
+        assert set(found["last_half"]) >= METRICS
+        assert found["ranking"]["events"] == 0
+
+
+def test_gzip_gives_the_same(log, tmp_path):
+    packed = tmp_path / "events.jsonl.gz"
+    packed.write_bytes(gzip.compress(log.read_bytes()))
+    assert report_of(packed, "--ranking", 0)["tasks"] == report_of(log, "--ranking", 0)["tasks"]
+
+
+def test_task_keeps_the_types_it_names_and_passes_over_the_rest(log, types):
+    report = report_of(log, "--task", "click")
+    assert list(report["tasks"]) == ["click"]
+    assert report["rejected"] == 0
+    assert report["events"] == types.count("content_view") + types.count("click")
+
+
+def test_a_shorter_window_leaves_fewer_positives(log):
+    counted = {
+        window: report_of(log, "--task", "click", "--window", f"click={window}")["tasks"]["click"]["positives"]
+        for window in ("1s", "10s")
+    }
+    assert 0 <= counted["1s"] < counted["10s"]
+
+
+def test_implicit_mode_takes_every_event_for_a_positive(log, types):
+    report = report_of(log, "--mode", "implicit", "--ranking", 0)
+    for task, found in report["tasks"].items():
+        # An event of an item seen for the first time is no example: sampled items can only be known ones.
+        assert found["positives"] == types.count(task) - found["ranking"]["new_item_events"]
+        assert found["examples"] > found["positives"] > 0
+
+
+def test_model_and_seed_are_the_ones_asked_for(log):
+    first, again, other_seed, other_model = (
+        report_of(log, "--ranking", 0, *more)
+        for more in ((), ("--seed", 0), ("--seed", 1), ("--model", "shared_bottom"))
+    )
+    assert other_model["model"] == "shared_bottom"
+    assert first["tasks"] == again["tasks"]
+    for changed in (other_seed, other_model):
+        assert changed["tasks"]["click"]["all"]["log_loss"] != first["tasks"]["click"]["all"]["log_loss"]
+
+
+def test_ranking_ranks_the_share_it_is_told(log, types):
+    def ranked(share):
+        found = report_of(log, "--ranking", share)["tasks"]["content_view"]["ranking"]
+        return found["events"]
+
+    everything, half = ranked(1), ranked(0.5)
+    assert 0 < half < everything <= types.count("content_view")
+
+
+def test_bad_rows_are_counted_and_one_of_each_kind_is_shown(log, tmp_path):
+    damaged = tmp_path / "damaged.jsonl"
+    lines = log.read_bytes().splitlines()
+    damaged.write_bytes(b"\n".join([*lines[:5], b"no json", *lines[5:300], b'{"event_id": 1}', b"{}"]))
+    result = evaluate(damaged, "--json", "-")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["events"], report["rejected"]) == (300, 3)
+    assert "rejected 1 × not_json, first at row 5" in result.stderr
+    assert "rejected 2 × missing_field, first at row 301" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--mapping", "tabao"], "no such mapping"),
+        (["--window", "click"], "--window is TASK=DURATION"),
+        (["--window", "clik=1s"], "found `clik=1s`"),
+        (["--window", "click=soon"], "a duration is a number and a unit"),
+        (["--mode", "explicit"], "mode"),
+        (["--model", "mmoe2"], "mmoe2"),
+        (["--format", "xml"], "xml"),
+        (["--seed", "1", "-c", "none.toml"], "none.toml"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(log, arguments, told):
+    result = evaluate(log, *arguments)
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit), result.output
+    assert told in result.stderr.splitlines()[-1]
+
+
+def test_a_log_that_is_not_there_is_named(tmp_path):
+    result = evaluate(tmp_path / "no.jsonl")
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "no.jsonl" in result.stderr

@@ -1,0 +1,91 @@
+"""A learner in a group stops, in good order or after damage to its snapshots, and goes on where it stood."""
+
+import json
+import shutil
+import signal
+
+import pytest
+from kafka import KafkaAdminClient
+
+from contracts.settings import load_settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def test_a_second_run_learns_exactly_what_came_after_the_first(broker, topic, flow, make, produce, stream_of):
+    events = make(2_500)
+    stream = stream_of(broker, topic, events)
+    flow.configure(stream)
+    produce(stream, events[:1_500])
+    flow.learn_to_the_end("--json", flow.folder / "report.json")
+    first = flow.newest().manifest
+    assert (first.n_events, first.offsets) == (1_500, {topic: {"0": 1_500}})
+
+    produce(stream, events[1_500:])
+    output = flow.learn_to_the_end("--json", flow.folder / "report.json")
+    second = flow.newest().manifest
+    assert "1500 events" in output, "it should have told that it starts from the snapshot"
+    assert (second.n_events, second.offsets) == (2_500, {topic: {"0": 2_500}})
+    assert second.event_time_ms == max(event.ts_ms for event in events)
+
+    report = json.loads((flow.folder / "report.json").read_text(encoding="utf-8"))
+    assert (report["events"], report["rejected"]) == (2_500, 0)
+    n_views = sum(event.type == "content_view" for event in events)
+    for task in ("click", "purchase"):
+        quality = report["tasks"][task]
+        assert quality["examples"] == n_views
+        assert quality["positives"] == sum(event.type == task for event in events)
+        # The simulator's own probabilities came along, so the best possible score stands beside it.
+        assert 0.5 < quality["all"]["ne"] < 2
+        assert quality["oracle"]["ne"] < quality["all"]["ne"]
+        assert 0 < quality["list"]["requests"] < n_views
+
+
+def members(servers: str, group: str) -> int:
+    """Members of a group, as Apache Kafka tells them (the embedded broker's answer cannot be read)."""
+    admin = KafkaAdminClient(bootstrap_servers=servers)
+    try:
+        return len(admin.describe_groups([group])[group]["members"])
+    finally:
+        admin.close()
+
+
+def test_told_to_stop_it_snapshots_all_it_read_and_leaves_its_group(
+    broker, topic, flow, make, produce, stream_of, request
+):
+    is_apache = "apache" in request.node.callspec.id
+    events = make(3_000)
+    stream = stream_of(broker, topic, events)
+    produce(stream, events)
+    settings = load_settings(flow.configure(stream, every_events=1_000_000))
+    before = 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with flow.learn() as run:
+            run.until(lambda run=run: run.consumed() >= 200)
+            assert not is_apache or members(broker, settings.kafka.group) == 1
+            run.process.send_signal(number)
+            assert run.wait(10) == 0
+            stopped_after = int(run.said(r"Stopped after (\d+) events")[1])
+        manifest = flow.newest().manifest
+        assert manifest.n_events == manifest.offsets[topic]["0"] == stopped_after
+        assert stopped_after >= before + 200, "the run should have gone on after the one before"
+        assert not is_apache or members(broker, settings.kafka.group) == 0
+        before = stopped_after
+    flow.learn_to_the_end()
+    assert flow.newest().manifest.n_events == flow.newest().manifest.offsets[topic]["0"] == 3_000
+
+
+def test_a_damaged_newest_snapshot_costs_a_warning_and_the_work_behind_it(straight, flow, same_state):
+    shutil.copytree(straight.flow.snapshots, flow.snapshots)
+    newest = straight.flow.newest().manifest.version
+    file = flow.snapshots / f"v{newest:08d}" / "table.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    flow.configure(straight.stream)
+    output = flow.learn_to_the_end()
+    assert f"v{newest:08d} is damaged: table.safetensors" in output
+    assert f"Using v{newest - 1:08d} instead" in output
+    found = flow.newest()
+    assert found.manifest.version > newest
+    same_state(found, straight.flow.newest())
