@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-_WIDTH = 110
+_WIDTH = 116
 _METRICS = {
     "ne": "NE",
     "auc": "AUC",
@@ -36,8 +36,8 @@ def write_report(report: dict[str, Any], path: str | None) -> None:
 def print_report(console: Console, report: dict[str, Any]) -> None:
     """The report's tasks as tables; what is undefined is a dash."""
     made = Table(title=f"Prequential quality of `{report['model']}`: scored before learned", box=box.SIMPLE)
-    made.add_column("task")
-    made.add_column("part")
+    made.add_column("task", no_wrap=True)
+    made.add_column("part", no_wrap=True)
     for name in ("labels", "positive", *_METRICS.values()):
         made.add_column(name, justify="right", no_wrap=True)
     for task, found in report["tasks"].items():

@@ -84,12 +84,17 @@ def run(settings: "Settings", how: "Mapping | None", *, until_end: bool) -> dict
     from cli._assembly import assemble
     from cli._inputs import wall_clock_ms
     from cli._signals import StopOnSignal
+    from contracts.components import load
     from contracts.settings import environment_names
     from learner.snapshot import SnapshotStore
     from streamer.deadletter import KafkaDeadLetters
     from streamer.decode import EventDecoder
     from streamer.sources.kafka import KafkaSource
 
+    # A misspelt component is told at once, not after the wait for a broker.
+    load("learner.models", settings.model.name)
+    load("learner.balancing", settings.train.balancing)
+    load("learner.drift", settings.evaluation.detector)
     log = logging.getLogger("anabranch.learn")
     if names := environment_names():
         log.info("Settings from the environment: %s.", ", ".join(names))

@@ -24,26 +24,37 @@ class ParallelLinear(nn.Module):
 
 
 class ParallelMlp(nn.Module):
-    """E networks of ReLU layers over one shared input: ``[N, in]`` to ``[E, N, out]``.
+    """E networks of ReLU layers over one shared input, and linear outputs beside them.
 
-    The first layer of all of them is a single product with a matrix of width E·H.
+    The first layer of all of them is one product, of the embeddings and of the dense features apart: the dense features
+    need no gradient, and nothing is concatenated.
+
+    :param n_beside: linear outputs of the same input (gates), zero at first.
     """
 
-    def __init__(self, count: int, n_in: int, layers: tuple[int, ...]) -> None:
+    def __init__(
+        self, count: int, n_embedded: int, n_dense: int, layers: tuple[int, ...], *, n_beside: int = 0
+    ) -> None:
         super().__init__()
         self.count, self.n_out = count, layers[-1]
-        self.first = nn.Linear(n_in, count * layers[0])
-        nn.init.normal_(self.first.weight, std=math.sqrt(2.0 / n_in))
-        nn.init.zeros_(self.first.bias)
+        n_hidden = count * layers[0]
+        self.embedded = nn.Parameter(torch.zeros(n_embedded, n_hidden + n_beside))
+        self.dense = nn.Parameter(torch.zeros(n_dense, n_hidden + n_beside))
+        self.bias = nn.Parameter(torch.zeros(n_hidden + n_beside))
+        with torch.no_grad():
+            for weight in (self.embedded, self.dense):
+                weight[:, :n_hidden].normal_(std=math.sqrt(2.0 / (n_embedded + n_dense)))
+        self._sizes = [n_hidden, n_beside]
         self.rest = nn.ModuleList(ParallelLinear(count, below, above) for below, above in itertools.pairwise(layers))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """All networks on the same input."""
-        hidden = torch.relu(self.first(inputs))  # [N, E·H]
-        hidden = hidden.view(len(inputs), self.count, -1).transpose(0, 1)  # [E, N, H]
+    def forward(self, embedded: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, C·d]`` and ``[N, D]`` to ``[E, N, H]`` and ``[N, n_beside]``."""
+        first = torch.addmm(torch.addmm(self.bias, dense, self.dense), embedded, self.embedded)
+        hidden, beside = first.split(self._sizes, 1)
+        hidden = torch.relu(hidden).unflatten(1, (self.count, -1)).transpose(0, 1)  # [E, N, H]
         for layer in self.rest:
             hidden = torch.relu(layer(hidden))
-        return hidden
+        return hidden, beside
 
 
 class Towers(nn.Module):

@@ -1,6 +1,5 @@
 """Shared bottom: one network for all tasks, a tower for each (Caruana 1997)."""
 
-import torch
 from torch import Tensor, nn
 
 from contracts.settings import ModelSettings
@@ -15,14 +14,13 @@ class SharedBottom(nn.Module):
 
     def __init__(self, shape: Shape, settings: ModelSettings) -> None:
         super().__init__()
-        n_in = shape.n_embeddings * shape.width + shape.n_dense
-        self.bottom = ParallelMlp(1, n_in, settings.expert_layers)
+        self.bottom = ParallelMlp(1, shape.n_embeddings * shape.width, shape.n_dense, settings.expert_layers)
         self.towers = Towers(shape.n_tasks, self.bottom.n_out, settings.tower)
         self._n_tasks = shape.n_tasks
 
     def forward(self, embeddings: Tensor, dense: Tensor) -> Tensor:
         """Residual logits, shape ``[N, T]``."""
-        shared = self.bottom(torch.cat([embeddings.flatten(1), dense], 1))  # [1, N, H]
+        shared, _ = self.bottom(embeddings.flatten(1), dense)  # [1, N, H]
         logits: Tensor = self.towers(shared.expand(self._n_tasks, -1, -1))
         return logits
 

@@ -42,7 +42,7 @@ def test_the_demo_learns_serves_shows_scores_and_leaves_nothing_behind(tmp_path)
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "Traceback" not in demo.stderr
     # The curve, a number per quarter; then scores before and after, by two versions of the model.
-    assert re.search(r"^\s*click(\s+\d\.\d{3}){5}", demo.stdout, re.MULTILINE), demo.stdout
+    assert re.search(r"^\s*content_view(\s+\d\.\d{3}){4}", demo.stdout, re.MULTILINE), demo.stdout
     before, after = map(int, re.search(r"model v(\d+) → v(\d+)", demo.stdout).groups())
     assert before < after
     assert len(re.findall(r"^\s*\S+ +\S+( +0\.\d{4}){4} +\d +\d\s*$", demo.stdout, re.MULTILINE)) >= 4, demo.stdout

@@ -24,7 +24,15 @@ SMALL = {
 }
 METRICS = {"auc", "log_loss", "ne", "calibration", "accuracy", "precision", "recall", "f1"}
 SHOP = SimulatorSettings(
-    events=1_200, n_users=300, n_items=250, click_rate=0.2, click_window_ms=10_000, purchase_window_ms=20_000
+    events=1_600,
+    n_users=400,
+    n_items=400,
+    click_rate=0.2,
+    purchase_rate=0.4,
+    click_window_ms=10_000,
+    purchase_window_ms=20_000,
+    click_delay_ms=800,
+    purchase_delay_ms=1_500,
 )
 
 
@@ -57,18 +65,18 @@ def test_without_any_option_it_prints_tables_and_the_fields_it_found(log):
     assert result.exit_code == 0, result.output
     assert "item.category" in result.stderr
     assert "item.price" in result.stderr
-    for told in ("content_view", "click", "purchase", "oracle", "NE", "HR@10", "1,200 events", "0 rejected"):
+    for told in ("content_view", "click", "purchase", "oracle", "NE", "HR@10", "1,600 events", "0 rejected"):
         assert told in result.stdout
 
 
 def test_the_json_goes_to_a_file_beside_the_tables_or_alone_to_standard_output(log, tmp_path, types):
     file = tmp_path / "report.json"
     result = evaluate(log, "--ranking", 0, "--json", file)
-    assert (result.exit_code, "1,200 events" in result.stdout) == (0, True)
+    assert (result.exit_code, "1,600 events" in result.stdout) == (0, True)
     written, printed = json.loads(file.read_text(encoding="utf-8")), report_of(log, "--ranking", 0)
     assert (written.pop("seconds") > 0, printed.pop("seconds") > 0) == (True, True)
     assert written == printed
-    assert (written["events"], written["rejected"], written["model"]) == (1_200, 0, "mmoe")
+    assert (written["events"], written["rejected"], written["model"]) == (1_600, 0, "mmoe")
     assert list(written["tasks"]) == ["content_view", "click", "purchase"]
     assert written["examples"] == sum(task["examples"] for task in written["tasks"].values())
     for task in ("click", "purchase"):

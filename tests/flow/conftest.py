@@ -1,5 +1,6 @@
 """What the flow tests share: Anabranch's commands as processes, streams of simulated events, snapshots side by side."""
 
+import json
 import os
 import re
 import subprocess
@@ -54,7 +55,7 @@ threads = 1
 [snapshot]
 directory = "{directory}"
 every_events = {every_events}
-every = "365d"
+every = "{every}"
 keep = 20
 [metrics]
 port = 0
@@ -155,9 +156,8 @@ class Flow:
         *,
         tasks: str = ALL_TASKS,
         every_events: int = 400,
+        every: str = "365d",
         max_poll_records: int = 100,
-        directory: Path | None = None,
-        more: str = "",
     ) -> Path:
         text = SETTINGS.format(
             servers=stream.servers,
@@ -165,10 +165,11 @@ class Flow:
             group=f"group-{self.folder.name}-{stream.topic}",
             tasks=tasks,
             every_events=every_events,
+            every=every,
             max_poll_records=max_poll_records,
-            directory=(directory or self.snapshots).as_posix(),
+            directory=self.snapshots.as_posix(),
         )
-        self.config.write_text(more + text, encoding="utf-8")
+        self.config.write_text(text, encoding="utf-8")
         load_settings(self.config)
         return self.config
 
@@ -255,8 +256,6 @@ def flow(tmp_path: Path) -> Flow:
 @pytest.fixture(scope="session")
 def straight(embedded_broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Straight]:
     """4,500 events in one partition, learned without interruption."""
-    import json
-
     flow = Flow(tmp_path_factory.mktemp("straight"))
     stream = Stream(embedded_broker, "flow-straight", make_events(4_500))
     publish(stream, stream.events)

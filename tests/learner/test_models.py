@@ -61,7 +61,8 @@ def test_every_parameter_and_every_embedding_gets_a_finite_gradient(name, layout
         assert parameter.grad.any(), parameter_name
     assert embeddings.grad is not None
     assert torch.isfinite(embeddings.grad).all()
-    assert embeddings.grad.flatten(2).any(2).all(), "some field of some example does not matter"
+    # Not in every row: with every hidden unit at rest, a row has none.
+    assert embeddings.grad.any(2).any(0).all(), "some field does not matter"
 
 
 def test_each_row_is_scored_by_itself(name, layout) -> None:
