@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from contracts.batch import Batch
 from contracts.records import Offsets
 from contracts.settings import Settings
-from learner.loop import INGEST, LEARNER, LearnerLoop, check_snapshot
+from learner.loop import INGEST, LEARNER, LearnerLoop, OtherSettingsError, check_snapshot
 from learner.metrics import LearnerMetrics
 from learner.snapshot import Snapshot, SnapshotStore
 from learner.trainer import Trainer, use_threads
@@ -66,7 +66,7 @@ def assemble(
 ) -> Assembly:
     """Build the process, from a snapshot if there is one.
 
-    :raises OtherSettingsError: the snapshot was made under other settings.
+    :raises OtherSettingsError: the snapshot was made under other settings, or by a version that keeps other state.
     """
     use_threads(settings)
     ingest = Ingest(settings, source, decoder, dead_letters, StreamMetrics(registry), stop)
@@ -74,6 +74,13 @@ def assemble(
     metrics = LearnerMetrics(registry, settings.evaluation.detector)
     if snapshot is not None:
         check_snapshot(snapshot, settings, ingest.schema.layout)
-        ingest.restore(snapshot.groups, snapshot.states[INGEST])
-        trainer.restore(snapshot.groups, snapshot.states[LEARNER])
+        try:
+            ingest.restore(snapshot.groups, snapshot.states[INGEST])
+            trainer.restore(snapshot.groups, snapshot.states[LEARNER])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise OtherSettingsError(
+                f"Snapshot v{snapshot.manifest.version:08d}, of library version {snapshot.manifest.library}, does not "
+                f"hold the state that this version goes on from ({error!r}). Use that version, or give "
+                "`snapshot.directory` a new, empty folder to start afresh."
+            ) from error
     return Assembly(ingest, trainer, LearnerLoop(settings, trainer, metrics, store, published))

@@ -199,7 +199,7 @@ class EmbeddingSettings(_Section):
 class TrainSettings(_Section):
     """The step."""
 
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     clip_norm: float = Field(default=10.0, gt=0)
     balancing: str = "fixed"
     threads: int = Field(default=0, ge=0)

@@ -1,4 +1,4 @@
-"""Fixed weights, normalised by the prior: each task's loss in units of its base rate's entropy (ALGORITHMS §4)."""
+"""Fixed weights: the plain weighted sum of the tasks' losses."""
 
 from collections.abc import Sequence
 
@@ -7,21 +7,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_LEAST_ENTROPY = 0.02
-
 
 class Balancing:
-    """weightₜ / H(base rateₜ), and each task by its share of the batch's labels.
+    """Weightₜ as the settings say, each task by its share of the batch's labels.
 
-    Sums of losses match gradient surgery once tuned (Kurin et al. 2022). A task with few labels in a batch counts for
-    as many rows as it has: a mean over three rows must not move the model as much as a mean over a thousand.
+    Sums of losses match gradient surgery once tuned (Kurin et al. 2022). A task with few labels in a batch counts for as
+    many rows as it has: a mean over three rows must not move the model as much as a mean over a thousand. Dividing by the
+    base rate's entropy as well was worse for the rare task (docs/adr/0007).
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
-        self._weights = np.array(weights, np.float64)
+        self._weights = torch.tensor(list(weights), dtype=torch.float32)
 
-    def __call__(self, losses: Tensor, counts: Tensor, rates: NDArray[np.float64]) -> Tensor:
+    def __call__(self, losses: Tensor, counts: Tensor, rates: NDArray[np.float64]) -> Tensor:  # noqa: ARG002
         """The total, see :class:`learner.balancing._base.Balancer`."""
-        entropy = -(rates * np.log(rates) + (1.0 - rates) * np.log1p(-rates))
-        weights = torch.from_numpy((self._weights / np.maximum(entropy, _LEAST_ENTROPY)).astype(np.float32))
-        return (losses * weights * counts).sum() / counts.max().clamp(min=1)
+        return (losses * self._weights * counts).sum() / counts.max().clamp(min=1)

@@ -52,6 +52,12 @@ app = typer.Typer()
 app.command()(command)
 
 
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    """The command registers its metrics with the process's registry, which these tests share with others."""
+    monkeypatch.setattr("prometheus_client.REGISTRY", CollectorRegistry())
+
+
 def settings_file(folder, servers="127.0.0.1:1", topic="events", width=4, port=0, more=""):
     file = folder / f"settings-{topic}-{width}.toml"
     text = SMALL.format(
@@ -93,19 +99,16 @@ def learned(file, topic="events"):
     return settings
 
 
-@pytest.mark.slow
-def test_without_a_broker_or_a_topic_it_gives_up_and_names_what_is_missing(embedded_broker, topic, tmp_path):
-    """Both wait for half a minute, as a broker may be starting: they wait side by side."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    no_broker = started("-c", settings_file(tmp_path / "a"))
-    no_topic = started("-c", settings_file(tmp_path / "b", embedded_broker, topic))
-    told = error_of(no_broker)
-    assert "No Kafka broker answers at `127.0.0.1:1`" in told
-    assert "kafka.bootstrap_servers" in told
-    told = error_of(no_topic)
-    assert f"Topic `{topic}` does not exist at `{embedded_broker}`" in told
-    assert "kafka.topic" in told
+@pytest.fixture(scope="module", autouse=True)
+def waiting(embedded_broker, tmp_path_factory):
+    """Learners that wait half a minute for what is not there, beside the other tests: without a broker, a topic."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("no-broker", "no-topic")]
+    no_broker = started("-c", settings_file(folders[0]))
+    no_topic = started("-c", settings_file(folders[1], embedded_broker, "never-made"))
+    yield no_broker, no_topic
+    for process in (no_broker, no_topic):
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.slow
@@ -171,3 +174,40 @@ def test_a_settings_file_that_is_not_there_is_named(tmp_path):
     assert (result.exit_code, type(result.exception)) == (1, SystemExit)
     assert "none.toml" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_snapshot_whose_state_this_version_does_not_know_is_refused(embedded_broker, topic, tmp_path):
+    create_topics(embedded_broker, {topic: 1})
+    file = settings_file(tmp_path, embedded_broker, topic)
+    learned(file, topic)
+    with SnapshotStore(tmp_path / "snapshots") as store:
+        found = store.load()
+        del found.groups["join"]["pair"]
+        manifest = found.manifest
+        store.publish(
+            found.groups,
+            found.states,
+            created_ms=manifest.created_ms,
+            event_time_ms=manifest.event_time_ms,
+            n_events=manifest.n_events,
+            offsets=manifest.resume_offsets,
+            settings_fingerprint=manifest.settings_fingerprint,
+            tasks=manifest.tasks,
+            layout=manifest.layout,
+        )
+    result = CliRunner().invoke(app, ["-c", str(file), "--until-end"])
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "does not hold the state that this version goes on from" in result.stderr
+    assert "snapshot.directory" in result.stderr
+
+
+# Last, so that what it waits for has gone by.
+@pytest.mark.slow
+def test_without_a_broker_or_a_topic_it_gives_up_and_names_what_is_missing(embedded_broker, waiting):
+    no_broker, no_topic = waiting
+    told = error_of(no_broker)
+    assert "No Kafka broker answers at `127.0.0.1:1`" in told
+    assert "kafka.bootstrap_servers" in told
+    told = error_of(no_topic)
+    assert f"Topic `never-made` does not exist at `{embedded_broker}`" in told
+    assert "kafka.topic" in told

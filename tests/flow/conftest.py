@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -254,14 +254,14 @@ def flow(tmp_path: Path) -> Flow:
 
 
 @pytest.fixture(scope="session")
-def straight(embedded_broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Straight]:
+def straight(embedded_broker: str, tmp_path_factory: pytest.TempPathFactory) -> Straight:
     """4,500 events in one partition, learned without interruption."""
     flow = Flow(tmp_path_factory.mktemp("straight"))
     stream = Stream(embedded_broker, "flow-straight", make_events(4_500))
     publish(stream, stream.events)
     flow.configure(stream, max_poll_records=4_000)
     flow.learn_to_the_end("--json", flow.folder / "report.json")
-    yield Straight(stream, flow, json.loads((flow.folder / "report.json").read_text(encoding="utf-8")))
+    return Straight(stream, flow, json.loads((flow.folder / "report.json").read_text(encoding="utf-8")))
 
 
 @pytest.fixture

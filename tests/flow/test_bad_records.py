@@ -61,8 +61,9 @@ def broken(event, **changes):
 
 
 def test_every_kind_of_bad_record_is_kept_and_counted_while_the_stream_goes_on(
-    broker, topic, flow, make, produce, stream_of
+    embedded_broker, topic, flow, make, produce, stream_of
 ):
+    broker = embedded_broker
     events = make(900)
     event, far_ms = events[0], wall_clock_ms() * 1000
     bad = {
