@@ -456,7 +456,7 @@ def _encode_candidates(
     interests: Integer,
     out: _Out,
     known: NDArray[np.bool_],
-) -> bool:
+) -> bool | np.bool_:
     u_row = find(profiles.users.keys, profiles.users.rows, user)
     if len(items) == 0:
         return u_row >= 0

@@ -11,9 +11,9 @@ from torch import Tensor
 class Balancing:
     """Weightₜ as the settings say, each task by its share of the batch's labels.
 
-    Sums of losses match gradient surgery once tuned (Kurin et al. 2022). A task with few labels in a batch counts for as
-    many rows as it has: a mean over three rows must not move the model as much as a mean over a thousand. Dividing by the
-    base rate's entropy as well was worse for the rare task (docs/adr/0007).
+    Sums of losses match gradient surgery once tuned (Kurin et al. 2022). A task with few labels in a batch counts for
+    as many rows as it has: a mean over three rows must not move the model as much as a mean over a thousand. Dividing
+    by the base rate's entropy as well was worse for the rare task (docs/adr/0007).
     """
 
     def __init__(self, weights: Sequence[float]) -> None:

@@ -44,17 +44,17 @@ class ParallelMlp(nn.Module):
         with torch.no_grad():
             for weight in (self.embedded, self.dense):
                 weight[:, :n_hidden].normal_(std=math.sqrt(2.0 / (n_embedded + n_dense)))
-        self._sizes = [n_hidden, n_beside]
+        self._n_hidden = n_hidden
         self.rest = nn.ModuleList(ParallelLinear(count, below, above) for below, above in itertools.pairwise(layers))
 
     def forward(self, embedded: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """``[N, C·d]`` and ``[N, D]`` to ``[E, N, H]`` and ``[N, n_beside]``."""
         first = torch.addmm(torch.addmm(self.bias, dense, self.dense), embedded, self.embedded)
-        hidden, beside = first.split(self._sizes, 1)
-        hidden = torch.relu(hidden).unflatten(1, (self.count, -1)).transpose(0, 1)  # [E, N, H]
+        hidden = torch.relu(first[:, : self._n_hidden])  # [N, E·H]
+        hidden = hidden.view(len(first), self.count, self._n_hidden // self.count).transpose(0, 1)  # [E, N, H]
         for layer in self.rest:
             hidden = torch.relu(layer(hidden))
-        return hidden, beside
+        return hidden, first[:, self._n_hidden :]
 
 
 class Towers(nn.Module):
