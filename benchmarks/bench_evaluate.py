@@ -38,7 +38,7 @@ def main() -> None:
 
         add(figures, "file → weights and metrics", rates(run), "events/s")
     show(figures)
-    print("NE, last half:", ", ".join(f"{name} {value:.3f}" for name, value in quality.items()))
+    print("NE, last half:", ", ".join(f"{name} {value:.3f}" for name, value in quality.items() if value is not None))
 
 
 if __name__ == "__main__":

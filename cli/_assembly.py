@@ -1,5 +1,6 @@
 """Streamer and learner put together: what `learn`, `evaluate` and `demo` run."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +32,15 @@ class Assembly:
 
     def run(self, progress: Callable[[Batch], None] = lambda _: None) -> None:
         """Learn until the source ends or a stop is asked for."""
-        with Prefetched(self.ingest.stream()) as stream:
-            self.loop.run(stream, progress)
+        # Torch and numba brought a million objects that live as long as the process: the garbage collector need not
+        # look at them again and again while the stream runs.
+        gc.collect()
+        gc.freeze()
+        try:
+            with Prefetched(self.ingest.stream()) as stream:
+                self.loop.run(stream, progress)
+        finally:
+            gc.unfreeze()
 
     def close_open_windows(self) -> None:
         """At the end of a log: count what still waits for labels as it stands; nothing is learned or saved."""

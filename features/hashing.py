@@ -10,12 +10,23 @@ _MODULUS = 1 << 64
 
 
 def hash_id(field: str, value: object) -> int:
-    """A signed 64-bit hash of ``str(value)`` within a field; never 0, which means "none" everywhere.
+    """A signed 64-bit hash of a value within a field; never 0, which means "none" everywhere.
 
-    The number 7 and the text "7" are the same id: logs differ in how they write one.
+    The numbers 7 and 7.0 and the text "7" are the same id: logs differ in how they write one. So equal values have
+    equal hashes, and whoever remembers hashes by value changes none.
     """
-    digest = xxhash.xxh3_64_intdigest(f"{field}\x1f{value}".encode("utf-8", "surrogatepass"))
+    digest = xxhash.xxh3_64_intdigest(f"{field}\x1f{_text(value)}".encode("utf-8", "surrogatepass"))
     return (digest - _MODULUS if digest >= _SIGN else digest) or 1
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "\x1e".join(map(_text, value))
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    return str(value)
 
 
 def missing_id(field: str) -> int:
@@ -38,12 +49,12 @@ class FieldHasher:
 
     def __call__(self, value: object) -> int:
         """The hash of a value."""
-        # As dictionary keys True == 1 == 1.0 and 0.0 == -0.0, yet their texts differ; a list is no key at all.
-        key = value if type(value) is str or type(value) is int else (type(value), str(value))
-        found = self._known.get(key)
+        if isinstance(value, list):  # no dictionary's key
+            return hash_id(self._field, value)
+        found = self._known.get(value)
         if found is None:
             found = hash_id(self._field, value)
             if len(self._known) >= self._capacity:
                 self._known.clear()
-            self._known[key] = found
+            self._known[value] = found
         return found

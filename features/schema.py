@@ -14,6 +14,7 @@ from features.hashing import FieldHasher, missing_id
 
 USER_FIELD = "user_id"
 ITEM_FIELD = "item_id"
+_OWNERS_REMEMBERED = 50_000
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -30,19 +31,40 @@ class AttributeReader:
         self._numbers = tuple(field.key for field in self.numeric)
         self._no_hashes = array("q", [0] * len(self.categorical))
         self._no_numbers = array("f", [nan] * len(self.numeric))
+        self._last: dict[int, tuple[Mapping[str, object], array[int], array[float]]] = {}
 
     def __call__(self, attributes: Mapping[str, object]) -> tuple[list[int], list[float]]:
         """Hashes (0 where the event does not say) and numbers (NaN where it does not)."""
         hashes, numbers = array("q"), array("f")
-        self.append_to(hashes, numbers, attributes)
+        self._read(hashes, numbers, attributes)
         return hashes.tolist(), numbers.tolist()
 
-    def append_to(self, hashes: "array[int]", numbers: "array[float]", attributes: Mapping[str, object]) -> None:
-        """Append one event's hashes and numbers to flat columns: what ingest does for every event."""
+    def append_to(
+        self, hashes: "array[int]", numbers: "array[float]", attributes: Mapping[str, object], whose: int | None
+    ) -> None:
+        """Append one event's hashes and numbers to flat columns: what ingest does for every event.
+
+        :param whose: hash of the owner's id, whose attributes are mostly those of the last time; None: nobody's.
+        """
         if not attributes:
             hashes.extend(self._no_hashes)
             numbers.extend(self._no_numbers)
             return
+        if whose is None:
+            self._read(hashes, numbers, attributes)
+            return
+        last = self._last.get(whose)
+        # Equal values have equal hashes (features.hashing), so equal maps have equal columns.
+        if last is None or last[0] != attributes:
+            last = (attributes, array("q"), array("f"))
+            self._read(last[1], last[2], attributes)
+            if len(self._last) >= _OWNERS_REMEMBERED:
+                self._last.clear()
+            self._last[whose] = last
+        hashes.extend(last[1])
+        numbers.extend(last[2])
+
+    def _read(self, hashes: "array[int]", numbers: "array[float]", attributes: Mapping[str, object]) -> None:
         get = attributes.get
         for key, hasher in self._hashers:
             value = get(key)

@@ -62,10 +62,10 @@ class EventBuffer:
     ) -> None:
         """Append one event; ``task`` is the task that the event is a positive of at once."""
         self._integers.extend((kind, user, item, event.ts_ms, emit, keep, negatives, rank, slot, task, list_id))
-        for reader, hashes, numbers, attributes in zip(
-            self._readers, self._attributes, self._numbers, (event.item, event.user, event.context), strict=True
-        ):
-            reader.append_to(hashes, numbers, attributes)
+        readers, hashes, numbers = self._readers, self._attributes, self._numbers
+        readers[0].append_to(hashes[0], numbers[0], event.item, item)
+        readers[1].append_to(hashes[1], numbers[1], event.user, user)
+        readers[2].append_to(hashes[2], numbers[2], event.context, None)
         truth = event.truth
         if truth:
             self.has_truth = True

@@ -39,9 +39,11 @@ def test_what_a_hasher_remembers_or_forgets_changes_no_hash(values: list[object]
     assert [hasher(value) for value in values] == [hash_id("field", value) for value in values]
 
 
-def test_values_that_are_equal_as_keys_keep_their_own_hashes() -> None:
+def test_equal_values_have_equal_hashes() -> None:
+    """Whoever remembers a hash by its value must not depend on which of the equal ones came first."""
     hasher = FieldHasher("field")
-    assert len({hasher(value) for value in (True, 1, 1.0, 0.0, -0.0, [1])}) == 6
+    assert len({hasher(value) for value in (True, 1, 1.0, "1", [1], [True])}) == 1
+    assert hasher(0.0) == hasher(-0.0) != hasher(0.5)
 
 
 def test_text_that_is_no_valid_unicode_has_a_hash() -> None:

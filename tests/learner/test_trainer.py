@@ -70,7 +70,9 @@ def last_half_ne(trainer, task="click"):
 
 
 def test_it_learns_a_linear_signal_of_the_dense_features(settings, layout, make_batch) -> None:
-    trainer, rng = Trainer(settings, layout), np.random.default_rng(0)
+    # A short stream: twice the default rate.
+    quick = settings.model_copy(update={"train": settings.train.model_copy(update={"learning_rate": 2e-3})})
+    trainer, rng = Trainer(quick, layout), np.random.default_rng(0)
     direction = rng.normal(size=len(layout.dense)) * 0.4
     noise = 0.0
     for index in range(150):
