@@ -11,17 +11,20 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from features.compiled import compiled
+from features.fastmath import exp2, log1p
 from features.idmap import Integer, mix
 
 WAYS = 4
-_MONTH_LOG_SECONDS = np.log1p(30 * 86_400.0)
+_KEY, _LAST_MS = 0, 1
+_LINE_BYTES = 64
+_MONTH_LOG_SECONDS = np.float32(np.log1p(30 * 86_400.0))
 
 
 class Counters(NamedTuple):
     """One table: B buckets × 4 ways, Y event types, L half-lives."""
 
-    keys: NDArray[np.int64]  # [B, 4]
-    last_ms: NDArray[np.int64]  # [B, 4]
+    heads: NDArray[np.int64]  # [B, 4, 2]: key and time of the last event; a bucket's fill one cache line
     counts: NDArray[np.float32]  # [B, 4, Y, L]
     evicted: NDArray[np.int64]  # [1]
 
@@ -29,9 +32,10 @@ class Counters(NamedTuple):
 def new_counters(entries: int, n_types: int, n_half_lives: int) -> Counters:
     """An empty table for ``entries`` keys, rounded up to a power of two."""
     buckets = 1 << max(-(-entries // WAYS) - 1, 0).bit_length()
+    heads = np.zeros(buckets * WAYS * 2 + _LINE_BYTES // 8, np.int64)
+    start = -heads.ctypes.data % _LINE_BYTES // 8
     return Counters(
-        np.zeros((buckets, WAYS), np.int64),
-        np.zeros((buckets, WAYS), np.int64),
+        heads[start : start + buckets * WAYS * 2].reshape(buckets, WAYS, 2),
         np.zeros((buckets, WAYS, n_types, n_half_lives), np.float32),
         np.zeros(1, np.int64),
     )
@@ -44,17 +48,17 @@ def pair_key(left: Integer, right: Integer) -> Integer:
     return key if key != 0 else np.int64(1)
 
 
-@njit(cache=True)
+@compiled
 def locate(table: Counters, key: Integer) -> tuple[Integer, Integer]:
     """Bucket and way of a key; way -1 where it is not there."""
-    bucket = np.int64(mix(key) & np.uint64(table.keys.shape[0] - 1))
+    bucket = np.int64(mix(key) & np.uint64(table.heads.shape[0] - 1))
     for way in range(WAYS):
-        if table.keys[bucket, way] == key:
+        if table.heads[bucket, way, _KEY] == key:
             return bucket, way
     return bucket, -1
 
 
-@njit(cache=True)
+@compiled
 def read(
     table: Counters, key: Integer, now_ms: Integer, half_lives_ms: NDArray[np.float64], out: NDArray[np.float32]
 ) -> None:
@@ -64,42 +68,47 @@ def read(
     """
     bucket, way = locate(table, key)
     if way < 0:
-        out[:] = 0.0
+        for k in range(len(out)):
+            out[k] = 0.0
         return
     n_types, n_half_lives = table.counts.shape[2], table.counts.shape[3]
-    elapsed_ms = max(now_ms - table.last_ms[bucket, way], 0)
+    elapsed_ms = max(now_ms - table.heads[bucket, way, _LAST_MS], 0)
+    counts = table.counts[bucket, way]
     for h in range(n_half_lives):
-        kept = np.exp2(-elapsed_ms / half_lives_ms[h])
+        kept = exp2(-elapsed_ms / half_lives_ms[h])
         for y in range(n_types):
-            count = table.counts[bucket, way, y, h]
-            out[y * n_half_lives + h] = np.log1p(count * kept) if count > 0.0 else 0.0
-    out[n_types * n_half_lives] = max(1.0 - np.log1p(elapsed_ms / 1000.0) / _MONTH_LOG_SECONDS, 0.0)
+            out[y * n_half_lives + h] = log1p(counts[y, h] * kept)
+    out[n_types * n_half_lives] = max(
+        np.float32(1.0) - log1p(elapsed_ms / 1000.0) / _MONTH_LOG_SECONDS, np.float32(0.0)
+    )
 
 
-@njit(cache=True)
+@compiled
 def add(table: Counters, key: Integer, now_ms: Integer, kind: Integer, half_lives_ms: NDArray[np.float64]) -> None:
     """Count one event of type ``kind`` for a key, evicting the bucket's least recently used key if need be."""
     bucket, way = locate(table, key)
     if way < 0:
         way = 0
         for other in range(WAYS):
-            if table.keys[bucket, other] == 0:
+            if table.heads[bucket, other, _KEY] == 0:
                 way = other
                 break
-            if table.last_ms[bucket, other] < table.last_ms[bucket, way]:
+            if table.heads[bucket, other, _LAST_MS] < table.heads[bucket, way, _LAST_MS]:
                 way = other
-        if table.keys[bucket, way] != 0:
+        if table.heads[bucket, way, _KEY] != 0:
             table.evicted[0] += 1
-        table.keys[bucket, way] = key
-        table.last_ms[bucket, way] = now_ms
-        table.counts[bucket, way, :, :] = 0.0
+        table.heads[bucket, way, _KEY] = key
+        table.heads[bucket, way, _LAST_MS] = now_ms
+        for y in range(table.counts.shape[2]):
+            for h in range(table.counts.shape[3]):
+                table.counts[bucket, way, y, h] = 0.0
     # An event older than the newest one counts in full: within the bounds of reordering the error is small.
-    elapsed_ms = max(now_ms - table.last_ms[bucket, way], 0)
+    elapsed_ms = max(now_ms - table.heads[bucket, way, _LAST_MS], 0)
     if elapsed_ms > 0:
         for h in range(table.counts.shape[3]):
-            kept = np.exp2(-elapsed_ms / half_lives_ms[h])
+            kept = exp2(-elapsed_ms / half_lives_ms[h])
             for y in range(table.counts.shape[2]):
                 table.counts[bucket, way, y, h] *= kept
-        table.last_ms[bucket, way] = now_ms
+        table.heads[bucket, way, _LAST_MS] = now_ms
     for h in range(table.counts.shape[3]):
         table.counts[bucket, way, kind, h] += 1.0

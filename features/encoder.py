@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from contracts.batch import Float32s, Int64s, Rows
+from features.compiled import compiled, compiled_loop
 from features.counters import pair_key, read
 from features.idmap import Integer, Real, find
 from features.profiles import (
@@ -183,7 +183,7 @@ def _cut(out: _Out, n_rows: int) -> Rows:
     return Rows(out.ids[:n_rows], out.history[:n_rows], out.dense[:n_rows], out.log_q[:n_rows])
 
 
-@njit(cache=True)
+@compiled
 def _number(moments: Float64s, value: Real, out: Float32s) -> None:
     """Standardised and clipped to ±5, then 1 where missing: unknown is not zero."""
     if np.isnan(value):
@@ -194,14 +194,14 @@ def _number(moments: Float64s, value: Real, out: Float32s) -> None:
     out[1] = 0.0
 
 
-@njit(cache=True)
+@compiled
 def _pick(own: Integer, known: Integer, missing: Integer) -> Integer:
     if own != 0:
         return own
     return known if known != 0 else missing
 
 
-@njit(cache=True)
+@compiled
 def _encode_user(
     profiles: Profiles,
     u_row: Integer,
@@ -224,10 +224,9 @@ def _encode_user(
     first += len(attributes)
     for k in range(len(context_attributes)):
         out.ids[to, first + k] = _pick(context_attributes[k], 0, profiles.missing[first + k])
-    if u_row >= 0:
-        out.history[to] = profiles.history[u_row]
-    else:
-        out.history[to] = 0
+    for y in range(out.history.shape[1]):
+        for h in range(out.history.shape[2]):
+            out.history[to, y, h] = profiles.history[u_row, y, h] if u_row >= 0 else 0
     width: int = profiles.values.counts.shape[2] * profiles.values.counts.shape[3] + 1
     dense = out.dense[to]
     read(profiles.values, user, now_ms, profiles.half_lives_ms, dense[:width])
@@ -246,7 +245,7 @@ def _encode_user(
     return at
 
 
-@njit(cache=True)
+@compiled
 def _encode_item(
     profiles: Profiles,
     user: Integer,
@@ -287,7 +286,19 @@ def _encode_item(
     out.log_q[to] = log_q(profiles, i_row)
 
 
-@njit(cache=True)
+@compiled
+def _copy_user(out: _Out, of: Integer, to: Integer, at: Integer) -> None:
+    """What :func:`_encode_user` made of row ``of``, for row ``to``."""
+    for k in range(out.ids.shape[1]):
+        out.ids[to, k] = out.ids[of, k]
+    for y in range(out.history.shape[1]):
+        for h in range(out.history.shape[2]):
+            out.history[to, y, h] = out.history[of, y, h]
+    for k in range(at):
+        out.dense[to, k] = out.dense[of, k]
+
+
+@compiled
 def _encode_sampled(
     profiles: Profiles,
     user: Integer,
@@ -300,9 +311,7 @@ def _encode_sampled(
     at: Integer,
 ) -> None:
     """A known item in the place of the event's own: the user's part is copied from row ``first``."""
-    out.ids[to] = out.ids[first]
-    out.history[to] = out.history[first]
-    out.dense[to, :at] = out.dense[first, :at]
+    _copy_user(out, first, to, at)
     _encode_item(
         profiles,
         user,
@@ -318,7 +327,7 @@ def _encode_sampled(
     )
 
 
-@njit(cache=True)
+@compiled
 def _learn_numbers(profiles: Profiles, item: Float32s, user: Float32s, context: Float32s) -> None:
     for k in range(len(item)):
         learn_number(profiles.moments[k], item[k])
@@ -328,7 +337,7 @@ def _learn_numbers(profiles: Profiles, item: Float32s, user: Float32s, context: 
         learn_number(profiles.moments[len(item) + len(user) + k], context[k])
 
 
-@njit(cache=True, nogil=True)
+@compiled_loop
 def _encode_events(
     profiles: Profiles,
     events: EventColumns,
@@ -441,7 +450,7 @@ def _encode_events(
     return n_rows, n_groups
 
 
-@njit(cache=True, nogil=True)
+@compiled_loop
 def _encode_candidates(
     profiles: Profiles,
     user: Integer,
@@ -475,9 +484,7 @@ def _encode_candidates(
     )
     for n in range(len(items)):
         if n > 0:
-            out.ids[n] = out.ids[0]
-            out.history[n] = out.history[0]
-            out.dense[n, :at] = out.dense[0, :at]
+            _copy_user(out, 0, n, at)
         i_row = find(profiles.items.keys, profiles.items.rows, items[n])
         known[n] = i_row >= 0
         _encode_item(

@@ -1,12 +1,15 @@
 """The id → row map: open addressing with linear probing, collisionless, compiled.
 
-An id is a non-zero 64-bit hash; key 0 marks an empty cell. Nothing is deleted one by one: whoever evicts rows rebuilds
-the map from the live ids, so there are no tombstones and a look-up stays short (ALGORITHMS §5).
+An id is a non-zero 64-bit hash; key 0 marks an empty cell. There are no tombstones, so a look-up stays short
+(ALGORITHMS §5): whoever evicts many rows rebuilds the map from the live ids, and one id is removed by moving back those
+that were pushed behind it.
 """
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from features.compiled import compiled
 
 Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
@@ -38,7 +41,7 @@ def mix(key: Integer) -> np.uint64:
     return x
 
 
-@njit(cache=True)
+@compiled
 def find(keys: Int64s, rows: Int32s, key: Integer) -> Integer:
     """The row of an id, or -1."""
     mask = np.uint64(len(keys) - 1)
@@ -52,7 +55,7 @@ def find(keys: Int64s, rows: Int32s, key: Integer) -> Integer:
         cell = (cell + np.uint64(1)) & mask
 
 
-@njit(cache=True)
+@compiled
 def insert(keys: Int64s, rows: Int32s, key: Integer, row: Integer) -> None:
     """Map an id that is not there yet. The caller keeps the map at most half full."""
     mask = np.uint64(len(keys) - 1)
@@ -63,7 +66,39 @@ def insert(keys: Int64s, rows: Int32s, key: Integer, row: Integer) -> None:
     rows[cell] = row
 
 
-@njit(cache=True)
+@compiled
+def remove(keys: Int64s, rows: Int32s, key: Integer) -> None:
+    """Forget an id that is there (Knuth, TAOCP 3, 6.4, algorithm R): no cell behind it becomes unreachable."""
+    mask = np.uint64(len(keys) - 1)
+    hole = mix(key) & mask
+    while keys[hole] != key:
+        hole = (hole + np.uint64(1)) & mask
+    cell = hole
+    while True:
+        cell = (cell + np.uint64(1)) & mask
+        if keys[cell] == 0:
+            break
+        home = mix(keys[cell]) & mask
+        if (cell - home) & mask >= (cell - hole) & mask:
+            keys[hole], rows[hole] = keys[cell], rows[cell]
+            hole = cell
+    keys[hole] = 0
+
+
+@compiled
+def put(keys: Int64s, rows: Int32s, key: Integer, row: Integer) -> bool:
+    """Map an id, whether it is there or not; returns whether it is new."""
+    mask = np.uint64(len(keys) - 1)
+    cell = mix(key) & mask
+    while keys[cell] != 0 and keys[cell] != key:
+        cell = (cell + np.uint64(1)) & mask
+    is_new = keys[cell] == 0
+    keys[cell] = key
+    rows[cell] = row
+    return bool(is_new)
+
+
+@compiled
 def rebuild(keys: Int64s, rows: Int32s, ids: Int64s) -> None:
     """Make the map hold exactly ``ids[row] → row``, for the rows whose id is not 0."""
     keys[:] = 0

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from contracts.settings import FeatureSettings
+from features.compiled import compiled
 from features.counters import Counters, add, new_counters, pair_key
 from features.directory import Directory, admit, evict, is_full, load_directory, new_directory, save_directory
 from features.idmap import Integer, Real, find, mix
@@ -67,14 +67,14 @@ def new_profiles(settings: FeatureSettings, schema: FeatureSchema, uniform_share
     )
 
 
-@njit(cache=True)
+@compiled
 def uniform(random: NDArray[np.uint64], stream: Integer) -> Real:
     """A random number in [0, 1), advancing one of the states (splitmix64)."""
     random[stream] += np.uint64(0x9E3779B97F4A7C15)
     return np.float64(mix(np.int64(random[stream])) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@njit(cache=True)
+@compiled
 def user_row(profiles: Profiles, user: Integer, now_ms: Integer) -> Integer:
     """The user's row, made if need be."""
     row = find(profiles.users.keys, profiles.users.rows, user)
@@ -87,7 +87,7 @@ def user_row(profiles: Profiles, user: Integer, now_ms: Integer) -> Integer:
     return row
 
 
-@njit(cache=True)
+@compiled
 def item_row(profiles: Profiles, item: Integer, now_ms: Integer) -> Integer:
     """The item's row, made if need be."""
     row = find(profiles.items.keys, profiles.items.rows, item)
@@ -107,7 +107,7 @@ def item_row(profiles: Profiles, item: Integer, now_ms: Integer) -> Integer:
     return row
 
 
-@njit(cache=True)
+@compiled
 def log_q(profiles: Profiles, row: Integer) -> Real:
     """Log of (chance that :func:`sample_item` draws this item × number of known items); row -1: an unknown item."""
     if profiles.traffic[2] == 0:
@@ -118,7 +118,7 @@ def log_q(profiles: Profiles, row: Integer) -> Real:
     return np.float64(np.log(ratio))
 
 
-@njit(cache=True)
+@compiled
 def sample_item(profiles: Profiles) -> Integer:
     """The row of a random known item: mostly uniform, the rest by recent traffic; needs a known item."""
     u = uniform(profiles.random, NEGATIVES)
@@ -127,7 +127,7 @@ def sample_item(profiles: Profiles) -> Integer:
     return np.int64(profiles.live[np.int64(uniform(profiles.random, NEGATIVES) * profiles.traffic[0])])
 
 
-@njit(cache=True)
+@compiled
 def learn_attributes(directory: Directory, row: Integer, attributes: Int64s, numbers: Float32s) -> None:
     """Keep what an event says of a user or an item; what it leaves out stays as it was."""
     for k in range(len(attributes)):
@@ -138,7 +138,7 @@ def learn_attributes(directory: Directory, row: Integer, attributes: Int64s, num
             directory.numbers[row, k] = numbers[k]
 
 
-@njit(cache=True)
+@compiled
 def learn_number(moments: Float64s, value: Real) -> None:
     """Running mean and variance of one number (Welford 1962)."""
     if not np.isnan(value):
@@ -148,7 +148,7 @@ def learn_number(moments: Float64s, value: Real) -> None:
         moments[2] += deviation * (value - moments[1])
 
 
-@njit(cache=True)
+@compiled
 def remember(
     profiles: Profiles,
     user: Integer,
@@ -197,11 +197,11 @@ def save_profiles(profiles: Profiles) -> dict[str, NDArray[Any]]:
     arrays["recent"] = profiles.recent[: profiles.traffic[2]]
     for name in ("pairs", "values"):
         table: Counters = getattr(profiles, name)
-        entry = np.flatnonzero(table.keys)
+        heads = table.heads.reshape(-1, 2)
+        entry = np.flatnonzero(heads[:, 0])
         arrays |= {
             f"{name}.entry": entry,
-            f"{name}.keys": table.keys.reshape(-1)[entry],
-            f"{name}.last_ms": table.last_ms.reshape(-1)[entry],
+            f"{name}.heads": heads[entry],
             f"{name}.counts": table.counts.reshape(-1, *table.counts.shape[2:])[entry],
             f"{name}.evicted": table.evicted,
         }
@@ -226,7 +226,6 @@ def load_profiles(profiles: Profiles, arrays: Mapping[str, NDArray[Any]]) -> Non
     for name in ("pairs", "values"):
         table: Counters = getattr(profiles, name)
         entry = arrays[f"{name}.entry"]
-        table.keys.reshape(-1)[entry] = arrays[f"{name}.keys"]
-        table.last_ms.reshape(-1)[entry] = arrays[f"{name}.last_ms"]
+        table.heads.reshape(-1, 2)[entry] = arrays[f"{name}.heads"]
         table.counts.reshape(-1, *table.counts.shape[2:])[entry] = arrays[f"{name}.counts"]
         table.evicted[:] = arrays[f"{name}.evicted"]

@@ -1,7 +1,6 @@
 """Which attribute goes to which column: derived from the settings once, shared by training and scoring."""
 
-from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Self
@@ -14,7 +13,6 @@ from features.hashing import FieldHasher, missing_id
 
 USER_FIELD = "user_id"
 ITEM_FIELD = "item_id"
-_OWNERS_REMEMBERED = 50_000
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -29,48 +27,21 @@ class AttributeReader:
         self.numeric = tuple(field for field in fields if field.kind == "numeric")
         self._hashers = tuple((field.key, FieldHasher(field.name)) for field in self.categorical)
         self._numbers = tuple(field.key for field in self.numeric)
-        self._no_hashes = array("q", [0] * len(self.categorical))
-        self._no_numbers = array("f", [nan] * len(self.numeric))
-        self._last: dict[int, tuple[Mapping[str, object], array[int], array[float]]] = {}
 
     def __call__(self, attributes: Mapping[str, object]) -> tuple[list[int], list[float]]:
         """Hashes (0 where the event does not say) and numbers (NaN where it does not)."""
-        hashes, numbers = array("q"), array("f")
-        self._read(hashes, numbers, attributes)
-        return hashes.tolist(), numbers.tolist()
-
-    def append_to(
-        self, hashes: "array[int]", numbers: "array[float]", attributes: Mapping[str, object], whose: int | None
-    ) -> None:
-        """Append one event's hashes and numbers to flat columns: what ingest does for every event.
-
-        :param whose: hash of the owner's id, whose attributes are mostly those of the last time; None: nobody's.
-        """
-        if not attributes:
-            hashes.extend(self._no_hashes)
-            numbers.extend(self._no_numbers)
-            return
-        if whose is None:
-            self._read(hashes, numbers, attributes)
-            return
-        last = self._last.get(whose)
-        # Equal values have equal hashes (features.hashing), so equal maps have equal columns.
-        if last is None or last[0] != attributes:
-            last = (attributes, array("q"), array("f"))
-            self._read(last[1], last[2], attributes)
-            if len(self._last) >= _OWNERS_REMEMBERED:
-                self._last.clear()
-            self._last[whose] = last
-        hashes.extend(last[1])
-        numbers.extend(last[2])
-
-    def _read(self, hashes: "array[int]", numbers: "array[float]", attributes: Mapping[str, object]) -> None:
         get = attributes.get
-        for key, hasher in self._hashers:
-            value = get(key)
-            hashes.append(0 if value is None else hasher(value))
-        for key in self._numbers:
-            numbers.append(_number(get(key)))
+        return [hasher(get(key)) for key, hasher in self._hashers], [_number(get(key)) for key in self._numbers]
+
+    def columns(self, attributes: Sequence[Mapping[str, object]]) -> tuple[Int64s, Float32s]:
+        """The same of N events: shapes ``[N, categorical]`` and ``[N, numeric]``."""
+        hashes = np.empty((len(attributes), len(self._hashers)), np.int64)
+        numbers = np.empty((len(attributes), len(self._numbers)), np.float32)
+        for place, (key, hasher) in enumerate(self._hashers):
+            hashes[:, place] = hasher.column([one.get(key) for one in attributes])
+        for place, key in enumerate(self._numbers):
+            numbers[:, place] = [_number(one.get(key)) for one in attributes]
+        return hashes, numbers
 
 
 def _number(value: object) -> float:

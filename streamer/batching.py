@@ -1,142 +1,142 @@
 """Micro-batching: events gathered as columns until a mini-batch closes, by rows or by event time."""
 
-from array import array
-from math import nan
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contracts.batch import Float32s, Int64s
-from contracts.events import Event
 from contracts.settings import BatchSettings
+from features.compiled import compiled
 from features.encoder import EventColumns
+from features.idmap import Integer
 from features.schema import FeatureSchema
 
-_INTEGERS = 11
-_SAVED = ("has_truth", "n_events", "n_rows", "first_event_ms", "last_request")
-_NO_TASK = -1
-_NO_SLOT = -1
 MOST_BATCHES = 4
 """A batch never splits a request; one that is longer than this many full batches is split all the same."""
+
+N_INTEGERS = 11
+KIND, USER, ITEM, TIME_MS, EMIT, KEEP, NEGATIVES, RANK, SLOT, TASK, LIST_ID = range(N_INTEGERS)
+"""Rows of ``Piece.integers``; ``TASK``: the task that the event is a positive of at once. No slot, no task: -1."""
+
+N_EVENTS, N_ROWS, FIRST_EVENT_MS, LAST_REQUEST = range(4)
+"""Places in ``EventBuffer.counts``."""
+
+
+class Piece(NamedTuple):
+    """N events of an open batch."""
+
+    integers: Int64s  # [11, N]
+    attributes: tuple[Int64s, ...]  # of item, user and context, [N, categorical]
+    numbers: tuple[Float32s, ...]  # [N, numeric]
+    truth: Float32s | None  # [N, T], the simulator's probabilities
+
+
+@compiled
+def due(counts: Int64s, limits: Int64s, now_ms: Integer, request: Integer, n_matured: Integer) -> bool:
+    """Whether the batch closes before an event of this time and request (0: none).
+
+    :param limits: ``max_rows``, ``min_rows``, ``span_ms``.
+    """
+    max_rows, min_rows, span_ms = limits
+    if counts[N_EVENTS] == 0:
+        return bool(n_matured >= max_rows)
+    n_rows = counts[N_ROWS] + n_matured
+    full = n_rows >= max_rows or (n_rows >= min_rows and now_ms - counts[FIRST_EVENT_MS] >= span_ms)
+    same_request = request != 0 and request == counts[LAST_REQUEST]
+    return bool(full and (not same_request or n_rows >= MOST_BATCHES * max_rows))
+
+
+@compiled
+def count(counts: Int64s, time_ms: Integer, request: Integer, n_rows: Integer) -> None:
+    """An event joins the open batch."""
+    if counts[N_EVENTS] == 0:
+        counts[FIRST_EVENT_MS] = time_ms
+    counts[N_EVENTS] += 1
+    counts[N_ROWS] += n_rows
+    counts[LAST_REQUEST] = request
 
 
 class EventBuffer:
     """The events of the batch that is being gathered, as columns.
 
-    :param truths: names of the tasks, to pick the simulator's probabilities by.
+    :param n_tasks: columns of the truths.
     """
 
-    def __init__(self, schema: FeatureSchema, truths: tuple[str, ...], settings: BatchSettings) -> None:
-        self._truths = truths
-        self._settings = settings
+    def __init__(self, schema: FeatureSchema, n_tasks: int, settings: BatchSettings) -> None:
         self._readers = (schema.item, schema.user, schema.context)
-        self._no_truth = array("f", [nan] * len(truths))
-        self._clear()
+        self._n_tasks = n_tasks
+        self.limits = np.array([settings.max_rows, settings.min_rows, settings.span_ms], np.int64)
+        self.counts = np.array([0, 0, -1, 0], np.int64)
+        self._pieces: list[Piece] = []
 
-    def _clear(self) -> None:
-        self._integers = array("q")
-        self._attributes = tuple(array("q") for _ in self._readers)
-        self._numbers = tuple(array("f") for _ in self._readers)
-        self._truth = array("f")
-        self.has_truth = False
-        self.n_events = 0
-        self.n_rows = 0
-        self.first_event_ms = -1
-        self.last_request: str | None = None
+    @property
+    def n_events(self) -> int:
+        """Events in the open batch."""
+        return int(self.counts[N_EVENTS])
 
-    def add(
-        self,
-        event: Event,
-        kind: int,
-        user: int,
-        item: int,
-        *,
-        emit: bool = False,
-        keep: bool = False,
-        negatives: int = 0,
-        rank: bool = False,
-        slot: int = _NO_SLOT,
-        task: int = _NO_TASK,
-        list_id: int = 0,
-    ) -> None:
-        """Append one event; ``task`` is the task that the event is a positive of at once."""
-        self._integers.extend((kind, user, item, event.ts_ms, emit, keep, negatives, rank, slot, task, list_id))
-        readers, hashes, numbers = self._readers, self._attributes, self._numbers
-        readers[0].append_to(hashes[0], numbers[0], event.item, item)
-        readers[1].append_to(hashes[1], numbers[1], event.user, user)
-        readers[2].append_to(hashes[2], numbers[2], event.context, None)
-        truth = event.truth
-        if truth:
-            self.has_truth = True
-            self._truth.extend([truth.get(name, nan) for name in self._truths])
-        else:
-            self._truth.extend(self._no_truth)
-        if not self.n_events:
-            self.first_event_ms = event.ts_ms
-        self.n_events += 1
-        if emit:
-            self.n_rows += 1 + negatives
-        self.last_request = event.request_id
+    @property
+    def first_event_ms(self) -> int:
+        """Event time of its first event; -1: it has none."""
+        return int(self.counts[FIRST_EVENT_MS])
 
-    def due(self, now_ms: int, request: str | None, n_matured: int) -> bool:
-        """Whether the batch closes before an event of this time and request."""
-        if not self.n_events:
-            return n_matured >= self._settings.max_rows
-        settings, n_rows = self._settings, self.n_rows + n_matured
-        full = n_rows >= settings.max_rows or (
-            n_rows >= settings.min_rows and now_ms - self.first_event_ms >= settings.span_ms
-        )
-        same_request = bool(request) and request == self.last_request
-        return full and (not same_request or n_rows >= MOST_BATCHES * settings.max_rows)
+    def add(self, piece: Piece) -> None:
+        """Append events that :func:`count` has counted."""
+        self._pieces.append(piece)
 
     def save(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and small state: the events that no batch has yet."""
-        arrays: dict[str, NDArray[Any]] = {"integers": np.array(self._integers, np.int64)}
+        piece = self._joined()
+        arrays: dict[str, NDArray[Any]] = {"integers": piece.integers, "counts": self.counts.copy()}
         for place in range(len(self._readers)):
-            arrays[f"attributes.{place}"] = np.array(self._attributes[place], np.int64)
-            arrays[f"numbers.{place}"] = np.array(self._numbers[place], np.float32)
-        arrays["truth"] = np.array(self._truth, np.float32)
-        return arrays, {name: getattr(self, name) for name in _SAVED}
+            arrays |= {f"attributes.{place}": piece.attributes[place], f"numbers.{place}": piece.numbers[place]}
+        if piece.truth is not None:
+            arrays["truth"] = piece.truth
+        return arrays, {}
 
-    def restore(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
+    def restore(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:  # noqa: ARG002 - all is in arrays
         """The inverse of :meth:`save`."""
-        self._integers = array("q", arrays["integers"].tolist())
-        self._attributes = tuple(array("q", arrays[f"attributes.{n}"].tolist()) for n in range(len(self._readers)))
-        self._numbers = tuple(array("f", arrays[f"numbers.{n}"].tolist()) for n in range(len(self._readers)))
-        self._truth = array("f", arrays["truth"].tolist())
-        for name in _SAVED:
-            setattr(self, name, state[name])
+        attributes = tuple(arrays[f"attributes.{place}"] for place in range(len(self._readers)))
+        numbers = tuple(arrays[f"numbers.{place}"] for place in range(len(self._readers)))
+        self._pieces = [Piece(arrays["integers"], attributes, numbers, arrays.get("truth"))]
+        self.counts[:] = arrays["counts"]
 
     def take(self) -> tuple[EventColumns, Int64s, Int64s, Int64s, Float32s | None]:
         """The columns, then per event slot, task and list id, then the truths (or None); the buffer is empty again."""
-        n_events = self.n_events
-        integers = np.array(self._integers, np.int64).reshape(n_events, _INTEGERS).T.copy()
-        kind, user, item, time_ms, emit, keep, negatives, rank, slot, task, list_id = integers
-        attributes = [
-            np.array(flat, np.int64).reshape(n_events, len(reader.categorical))
-            for flat, reader in zip(self._attributes, self._readers, strict=True)
-        ]
-        numbers = [
-            np.array(flat, np.float32).reshape(n_events, len(reader.numeric))
-            for flat, reader in zip(self._numbers, self._readers, strict=True)
-        ]
-        truth = np.array(self._truth, np.float32).reshape(n_events, len(self._truths)) if self.has_truth else None
-        columns = EventColumns(
-            kind=kind,
-            user=user,
-            item=item,
-            time_ms=time_ms,
-            emit=emit,
-            keep=keep,
-            negatives=negatives,
-            rank=rank,
-            item_attributes=attributes[0],
-            item_numbers=numbers[0],
-            user_attributes=attributes[1],
-            user_numbers=numbers[1],
-            context_attributes=attributes[2],
-            context_numbers=numbers[2],
+        piece = self._joined()
+        *columns, slot, task, list_id = piece.integers
+        about = [column for pair in zip(piece.attributes, piece.numbers, strict=True) for column in pair]
+        self._pieces = []
+        self.counts[:] = (0, 0, -1, 0)
+        return EventColumns(*columns, *about), slot, task, list_id, piece.truth
+
+    def _joined(self) -> Piece:
+        pieces = self._pieces
+        if len(pieces) == 1:
+            return pieces[0]
+        attributes, numbers = (
+            tuple(
+                np.concatenate([np.empty((0, width), kind), *(getattr(piece, name)[place] for piece in pieces)])
+                for place, width in enumerate(widths)
+            )
+            for name, kind, widths in (
+                ("attributes", np.int64, [len(reader.categorical) for reader in self._readers]),
+                ("numbers", np.float32, [len(reader.numeric) for reader in self._readers]),
+            )
         )
-        self._clear()
-        return columns, slot, task, list_id, truth
+        integers = np.concatenate([np.empty((N_INTEGERS, 0), np.int64), *(piece.integers for piece in pieces)], axis=1)
+        joined = Piece(integers, attributes, numbers, self._truth(pieces))
+        self._pieces = [joined] if pieces else []
+        return joined
+
+    def _truth(self, pieces: list[Piece]) -> Float32s | None:
+        if all(piece.truth is None for piece in pieces):
+            return None
+        return np.concatenate(
+            [
+                np.full((piece.integers.shape[1], self._n_tasks), np.nan, np.float32)
+                if piece.truth is None
+                else piece.truth
+                for piece in pieces
+            ]
+        )

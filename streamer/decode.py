@@ -2,8 +2,8 @@
 
 import csv
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -16,8 +16,18 @@ from streamer.reasons import explain
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _MAX_FLOAT = 1.7e308
 _LONG_NUMBER = re.compile(rb"[0-9]{309}").search
-_LONG_NUMBER_BYTES = 350
+_LONG_NUMBER_BYTES = 380
 """A whole number beyond a float's range has 309 digits: a shorter record cannot hold an event with one."""
+
+
+class Decoded(NamedTuple):
+    """What N records gave."""
+
+    events: list[Event]
+    places: list[int]
+    """Of each event, the place of its record."""
+    rejected: list[tuple[int, BadRecordError]]
+    """Place and error of each record that could not become events."""
 
 
 class EventDecoder:
@@ -42,6 +52,23 @@ class EventDecoder:
 
         :raises BadRecordError: the record cannot become events; the detail names path or column, and the value.
         """
+        return self._decode(record, self._clock_ms() + self._max_future_ms)
+
+    def decode_all(self, records: Sequence[Record]) -> "Decoded":
+        """Many records at once; the bad ones are told with their places."""
+        latest_ms = self._clock_ms() + self._max_future_ms
+        decoded = Decoded([], [], [])
+        for place, record in enumerate(records):
+            try:
+                events = self._decode(record, latest_ms)
+            except BadRecordError as error:
+                decoded.rejected.append((place, error))
+                continue
+            decoded.events.extend(events)
+            decoded.places.extend([place] * len(events))
+        return decoded
+
+    def _decode(self, record: Record, latest_ms: int) -> list[Event]:
         value = record.value
         if not value:
             raise BadRecordError("not_json", "The record is empty (a tombstone); expected a JSON object.")
@@ -49,7 +76,6 @@ class EventDecoder:
             raise BadRecordError(
                 "too_large", f"The record has {len(value)} bytes; `events.max_bytes` allows {self._max_bytes}."
             )
-        latest_ms = self._clock_ms() + self._max_future_ms
         if self._mapping is not None:
             return self._map(self._mapping, record, latest_ms)
         try:

@@ -2,38 +2,267 @@
 
 All on event time. Each exposure waits on the watermark of the partition it came from, so partitions that are read at
 different speeds do not close each other's windows: key the topic by user.
+
+State is arrays and the functions that change it are compiled, so that `streamer.match` runs them per event without
+Python. :class:`Joiner` owns the arrays: it makes room, saves and restores.
 """
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contracts.records import Partition, decode_offsets, encode_offsets
+from contracts.batch import Int64s
+from contracts.records import Partition
 from contracts.settings import Task
+from features.compiled import compiled
+from features.idmap import Int32s, Integer, find, insert, new_map, put, remove
+
+_FIRST_SLOTS = 1024
+_FIRST_PARTITIONS = 8
+_NONE = -1
+
+LABELLED, LATE, ORPHAN = 0, 1, 2
+"""What :func:`label` finds: the outcome's exposure; one whose window had closed; no open exposure."""
+
+# Places in `Join.counts`.
+_USED, _FREE, _RELEASED, _MATURED, _OPEN, _EVICTED, _PAIRS, _REQUESTS = range(8)
+# Columns of `Join.matured`.
+_SLOT, _LABELS, _KNOWN, _LEARN = range(4)
 
 
-@dataclass(slots=True)
-class Matured:
-    """What became known: parallel lists of slot and bit masks of tasks."""
+class Join(NamedTuple):
+    """Open exposures in S slots, W distinct windows, P partitions.
 
-    slot: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    known: list[int] = field(default_factory=list)
+    Per window and partition, the waiting slots are a list in order of their time, linked both ways.
+    """
+
+    opened_ms: Int64s  # [S]
+    labels: Int64s  # [S], bit mask of tasks
+    waiting: Int64s  # [S], bit mask of tasks whose window is open
+    pair: Int64s  # [S], key of user and item
+    request: Int64s  # [S], key of request and item; 0: none
+    before: Int32s  # [W, S]
+    after: Int32s  # [W, S]
+    head: Int32s  # [W, P]
+    tail: Int32s  # [W, P]
+    newest_ms: Int64s  # [P]
+    free: Int32s  # [S], a stack
+    released: Int32s  # [S], free once the batch that carries their labels is closed
+    pair_keys: Int64s  # maps from a key to the latest open exposure that has it
+    pair_slots: Int32s
+    request_keys: Int64s
+    request_slots: Int32s
+    matured: Int64s  # [M, 4]: slot, then masks of tasks: labels, label final, to learn from now
+    counts: Int64s
+    windows_ms: Int64s  # [W]
+    masks: Int64s  # [W], the tasks that wait this long
+    task_windows_ms: Int64s  # [T]
+    lateness_ms: int
+    max_open: int
+    learned_at_outcome: int
+    """Mask of the tasks whose positive is learned when its outcome comes."""
+
+
+@compiled
+def n_matured(join: Join) -> Integer:
+    """Labels waiting to be taken."""
+    return np.int64(join.counts[_MATURED])
+
+
+@compiled
+def advance(join: Join, partition: Integer, time_ms: Integer) -> None:
+    """An event of this time was read: close every window that lies wholly before the partition's watermark."""
+    if time_ms <= join.newest_ms[partition]:
+        return
+    join.newest_ms[partition] = time_ms
+    watermark_ms = time_ms - join.lateness_ms
+    for window in range(len(join.windows_ms)):
+        slot = join.head[window, partition]
+        while slot != _NONE and join.opened_ms[slot] + join.windows_ms[window] < watermark_ms:
+            _close(join, window, partition, slot)
+            slot = join.head[window, partition]
+
+
+@compiled
+def expose(join: Join, partition: Integer, time_ms: Integer, user: Integer, item: Integer, request: Integer) -> Integer:
+    """Open an example and return its slot; ``request`` is 0 where the event names none."""
+    if join.counts[_OPEN] >= join.max_open:
+        _evict_oldest(join)
+    if join.counts[_FREE] > 0:
+        join.counts[_FREE] -= 1
+        slot = np.int64(join.free[join.counts[_FREE]])
+    else:
+        slot = np.int64(join.counts[_USED])
+        join.counts[_USED] += 1
+    join.opened_ms[slot] = time_ms
+    join.labels[slot] = 0
+    waiting: Integer = np.int64(0)
+    for window in range(len(join.masks)):
+        waiting |= join.masks[window]
+    join.waiting[slot] = waiting
+    join.pair[slot] = user ^ item
+    join.request[slot] = request ^ item if request != 0 else 0
+    join.counts[_PAIRS] += _hold(join, join.pair_keys, join.pair_slots, join.pair[slot], slot)
+    join.counts[_REQUESTS] += _hold(join, join.request_keys, join.request_slots, join.request[slot], slot)
+    for window in range(len(join.windows_ms)):
+        _link(join, window, partition, slot)
+    join.counts[_OPEN] += 1
+    return slot
+
+
+@compiled
+def label(join: Join, task: Integer, time_ms: Integer, user: Integer, item: Integer, request: Integer) -> Integer:
+    """An outcome happened: ``LABELLED``, ``LATE`` (its window had closed) or ``ORPHAN`` (no open exposure)."""
+    slot: Integer = np.int64(_NONE)
+    if request != 0 and request ^ item != 0:
+        slot = find(join.request_keys, join.request_slots, request ^ item)
+    if slot == _NONE:
+        if user ^ item != 0:
+            slot = find(join.pair_keys, join.pair_slots, user ^ item)
+        if slot == _NONE or join.opened_ms[slot] > time_ms:
+            return ORPHAN
+    if join.waiting[slot] >> task & 1 == 0 or time_ms - join.opened_ms[slot] > join.task_windows_ms[task]:
+        return LATE
+    set_label(join, slot, task)
+    return LABELLED
+
+
+@compiled
+def set_label(join: Join, slot: Integer, task: Integer) -> None:
+    """Label an open exposure; a second outcome of the same kind changes nothing."""
+    bit = np.int64(1) << task
+    if join.labels[slot] & bit == 0:
+        join.labels[slot] |= bit
+        if join.learned_at_outcome & bit != 0:
+            _tell(join, slot, bit, 0, bit)
+
+
+@compiled
+def close_all(join: Join, n_partitions: Integer) -> None:
+    """Close every open window as it stands: at the end of a log, for evaluation only."""
+    for partition in range(n_partitions):
+        for window in range(len(join.windows_ms)):
+            while join.head[window, partition] != _NONE:
+                _close(join, window, partition, join.head[window, partition])
+
+
+@compiled
+def _hold(join: Join, keys: Int64s, slots: Int32s, key: Integer, slot: Integer) -> Integer:
+    """Make this exposure the one that a key finds, unless a later one has it; returns how many keys that added."""
+    if key == 0:
+        return 0
+    held = find(keys, slots, key)
+    if held != _NONE and join.opened_ms[held] > join.opened_ms[slot]:
+        return 0
+    return 1 if put(keys, slots, key, slot) else 0
+
+
+@compiled
+def _let_go(keys: Int64s, slots: Int32s, key: Integer, slot: Integer) -> Integer:
+    if key != 0 and find(keys, slots, key) == slot:
+        remove(keys, slots, key)
+        return 1
+    return 0
+
+
+@compiled
+def _link(join: Join, window: Integer, partition: Integer, slot: Integer) -> None:
+    head, tail = join.head[window, partition], join.tail[window, partition]
+    opened_ms = join.opened_ms[slot]
+    if head != _NONE and opened_ms < join.opened_ms[head]:  # absurdly late: not worth a walk through all of them
+        behind = np.int64(_NONE)
+    else:
+        behind = np.int64(tail)
+        while behind != _NONE and join.opened_ms[behind] > opened_ms:
+            behind = np.int64(join.before[window, behind])
+    following = np.int64(head) if behind == _NONE else np.int64(join.after[window, behind])
+    join.before[window, slot], join.after[window, slot] = behind, following
+    if behind == _NONE:
+        join.head[window, partition] = slot
+    else:
+        join.after[window, behind] = slot
+    if following == _NONE:
+        join.tail[window, partition] = slot
+    else:
+        join.before[window, following] = slot
+
+
+@compiled
+def _unlink_head(join: Join, window: Integer, partition: Integer) -> None:
+    following = join.after[window, join.head[window, partition]]
+    join.head[window, partition] = following
+    if following == _NONE:
+        join.tail[window, partition] = _NONE
+    else:
+        join.before[window, following] = _NONE
+
+
+@compiled
+def _close(join: Join, window: Integer, partition: Integer, slot: Integer) -> None:
+    mask = join.masks[window]
+    _unlink_head(join, window, partition)
+    _tell(join, slot, join.labels[slot], mask, mask & ~join.learned_at_outcome)
+    join.waiting[slot] &= ~mask
+    if join.waiting[slot] == 0:
+        _release(join, slot)
+
+
+@compiled
+def _tell(join: Join, slot: Integer, labels: Integer, known: Integer, learn: Integer) -> None:
+    row = join.matured[join.counts[_MATURED]]
+    row[_SLOT], row[_LABELS], row[_KNOWN], row[_LEARN] = slot, labels, known, learn
+    join.counts[_MATURED] += 1
+
+
+@compiled
+def _release(join: Join, slot: Integer) -> None:
+    join.counts[_PAIRS] -= _let_go(join.pair_keys, join.pair_slots, join.pair[slot], slot)
+    join.counts[_REQUESTS] -= _let_go(join.request_keys, join.request_slots, join.request[slot], slot)
+    join.waiting[slot] = 0
+    join.released[join.counts[_RELEASED]] = slot
+    join.counts[_RELEASED] += 1
+    join.counts[_OPEN] -= 1
+
+
+@compiled
+def _evict_oldest(join: Join) -> None:
+    # In every list the order is the same, so the oldest of all is the head of each list that it still waits in.
+    longest = len(join.windows_ms) - 1
+    oldest = np.int64(_NONE)
+    owner = 0
+    for partition in range(join.head.shape[1]):
+        slot = np.int64(join.head[longest, partition])
+        if slot != _NONE and (
+            oldest == _NONE
+            or join.opened_ms[slot] < join.opened_ms[oldest]
+            or (join.opened_ms[slot] == join.opened_ms[oldest] and slot < oldest)
+        ):
+            oldest, owner = slot, partition
+    for window in range(len(join.windows_ms)):
+        if join.head[window, owner] == oldest:
+            _unlink_head(join, window, owner)
+    _release(join, oldest)
+    join.counts[_EVICTED] += 1
+
+
+class Matured(NamedTuple):
+    """What became known of M slots: masks of tasks."""
+
+    slot: Int64s
+    labels: Int64s
+    known: Int64s
     """Tasks whose window closed: the label is final."""
-    learn: list[int] = field(default_factory=list)
+    learn: Int64s
     """Tasks to learn from now."""
 
 
 class Joiner:
-    """Open exposures in slots, found by request and item or by user and item.
+    """Open exposures in slots, found by request and item or by user and item; the owner of a :class:`Join`.
 
-    1. ``advance`` moves a partition's watermark and closes the windows that it passed.
-    2. ``expose`` opens a slot. 3. ``label`` finds the slot of an outcome.
-    4. ``take_matured`` hands over what closed; slots whose last window closed are free from then on, not before, since
+    1. ``reserve`` makes room for the next events. 2. The compiled functions above take them.
+    3. ``take_matured`` hands over what closed; slots whose last window closed are free from then on, not before, since
        the batch that carries their labels still refers to them.
 
     :param tasks: all tasks; those in ``outcomes`` wait for a label.
@@ -42,198 +271,171 @@ class Joiner:
     """
 
     def __init__(self, tasks: Sequence[Task], outcomes: Sequence[int], lateness_ms: int, max_open: int) -> None:
-        self._windows_ms = [task.window_ms for task in tasks]
         by_window: dict[int, int] = {}
         for index in outcomes:
             by_window[tasks[index].window_ms] = by_window.get(tasks[index].window_ms, 0) | 1 << index
-        self._masks = sorted(by_window.items())
-        self._learned_at_outcome = sum(1 << index for index in outcomes if tasks[index].delay == "fnc_in_loss")
-        self._lateness_ms = lateness_ms
-        self._max_open = max_open
-        self._queues: dict[Partition, list[deque[int]]] = {}
-        self.newest_ms: dict[Partition, int] = {}
-        self._by_pair: dict[int, int] = {}
-        self._by_request: dict[int, int] = {}
-        self._opened_ms: list[int] = []
-        self._labels: list[int] = []
-        self._waiting: list[int] = []
-        self._pair: list[int] = []
-        self._request: list[int] = []
-        self._free: list[int] = []
-        self._released: list[int] = []
-        self._matured = Matured()
-        self.n_open = 0
-        self.n_evicted = 0
+        n_windows = len(by_window)
+        self.partitions: list[Partition] = []
+        self._index: dict[Partition, int] = {}
+        pair_keys, pair_slots = new_map(_FIRST_SLOTS)
+        request_keys, request_slots = new_map(_FIRST_SLOTS)
+        self.state = Join(
+            opened_ms=np.zeros(_FIRST_SLOTS, np.int64),
+            labels=np.zeros(_FIRST_SLOTS, np.int64),
+            waiting=np.zeros(_FIRST_SLOTS, np.int64),
+            pair=np.zeros(_FIRST_SLOTS, np.int64),
+            request=np.zeros(_FIRST_SLOTS, np.int64),
+            before=np.full((n_windows, _FIRST_SLOTS), _NONE, np.int32),
+            after=np.full((n_windows, _FIRST_SLOTS), _NONE, np.int32),
+            head=np.full((n_windows, _FIRST_PARTITIONS), _NONE, np.int32),
+            tail=np.full((n_windows, _FIRST_PARTITIONS), _NONE, np.int32),
+            newest_ms=np.full(_FIRST_PARTITIONS, -1, np.int64),
+            free=np.zeros(_FIRST_SLOTS, np.int32),
+            released=np.zeros(_FIRST_SLOTS, np.int32),
+            pair_keys=pair_keys,
+            pair_slots=pair_slots,
+            request_keys=request_keys,
+            request_slots=request_slots,
+            matured=np.zeros((_FIRST_SLOTS, 4), np.int64),
+            counts=np.zeros(8, np.int64),
+            windows_ms=np.array(sorted(by_window), np.int64),
+            masks=np.array([by_window[window_ms] for window_ms in sorted(by_window)], np.int64),
+            task_windows_ms=np.array([task.window_ms for task in tasks], np.int64),
+            lateness_ms=lateness_ms,
+            max_open=max_open,
+            learned_at_outcome=sum(1 << index for index in outcomes if tasks[index].delay == "fnc_in_loss"),
+        )
 
     @property
-    def n_slots(self) -> int:
-        """Slots ever used at once."""
-        return len(self._opened_ms)
+    def newest_ms(self) -> dict[Partition, int]:
+        """The newest event time of each partition that gave an event."""
+        times_ms = self.state.newest_ms.tolist()
+        return {partition: times_ms[at] for at, partition in enumerate(self.partitions) if times_ms[at] >= 0}
 
     @property
     def n_matured(self) -> int:
         """Labels waiting for ``take_matured``."""
-        return len(self._matured.slot)
+        return int(self.state.counts[_MATURED])
 
-    def advance(self, partition: Partition, time_ms: int) -> None:
-        """An event of this time was read: close every window that lies wholly before the partition's watermark."""
-        if time_ms <= self.newest_ms.get(partition, -1):
-            return
-        self.newest_ms[partition] = time_ms
-        queues = self._queues.get(partition)
-        if queues is None:
-            return
-        watermark_ms = time_ms - self._lateness_ms
-        opened_ms = self._opened_ms
-        for (window_ms, mask), queue in zip(self._masks, queues, strict=True):
-            while queue and opened_ms[queue[0]] + window_ms < watermark_ms:
-                self._close(queue.popleft(), mask)
+    @property
+    def n_open(self) -> int:
+        """Exposures whose windows are not all closed."""
+        return int(self.state.counts[_OPEN])
 
-    def expose(self, partition: Partition, time_ms: int, user: int, item: int, request: int) -> int:
-        """Open an example and return its slot; ``request`` is 0 where the event names none."""
-        if self.n_open >= self._max_open:
-            self._evict_oldest()
-        if self._free:
-            slot = self._free.pop()
-        else:
-            slot = len(self._opened_ms)
-            for column in (self._opened_ms, self._labels, self._waiting, self._pair, self._request):
-                column.append(0)
-        pair, request = user ^ item, request ^ item if request else 0
-        self._opened_ms[slot], self._labels[slot] = time_ms, 0
-        self._waiting[slot] = sum(mask for _, mask in self._masks)
-        self._pair[slot], self._request[slot] = pair, request
-        for index, key in ((self._by_pair, pair), (self._by_request, request)):
-            held = index.get(key)
-            if key and (held is None or self._opened_ms[held] <= time_ms):
-                index[key] = slot
-        queues = self._queues.get(partition)
-        if queues is None:
-            queues = self._queues[partition] = [deque() for _ in self._masks]
-        for queue in queues:
-            self._insert(queue, slot)
-        self.n_open += 1
-        return slot
+    @property
+    def n_evicted(self) -> int:
+        """Exposures given up because too many were open."""
+        return int(self.state.counts[_EVICTED])
 
-    def label(self, task: int, time_ms: int, user: int, item: int, request: int) -> str:
-        """An outcome happened: ``labelled``, ``late`` (its window had closed) or ``orphan`` (no open exposure)."""
-        slot = self._by_request.get(request ^ item) if request else None
-        if slot is None:
-            slot = self._by_pair.get(user ^ item)
-            if slot is None or self._opened_ms[slot] > time_ms:
-                return "orphan"
-        if not self._waiting[slot] >> task & 1 or time_ms - self._opened_ms[slot] > self._windows_ms[task]:
-            return "late"
-        self.set_label(slot, task)
-        return "labelled"
+    def partition(self, partition: Partition) -> int:
+        """The place of a partition in the state, made if need be."""
+        at = self._index.get(partition)
+        if at is None:
+            at = self._index[partition] = len(self.partitions)
+            self.partitions.append(partition)
+            if at >= len(self.state.newest_ms):
+                wide = 2 * len(self.state.newest_ms)
+                self._replace(
+                    head=_grown(self.state.head, wide, _NONE),
+                    tail=_grown(self.state.tail, wide, _NONE),
+                    newest_ms=_grown(self.state.newest_ms, wide, -1),
+                )
+        return at
 
-    def set_label(self, slot: int, task: int) -> None:
-        """Label an open exposure; a second outcome of the same kind changes nothing."""
-        bit = 1 << task
-        if not self._labels[slot] & bit:
-            self._labels[slot] |= bit
-            if self._learned_at_outcome & bit:
-                self._append(slot, bit, known=0, learn=bit)
+    def reserve(self, n_events: int) -> None:
+        """Make room for so many events: compiled code does not grow arrays."""
+        state, counts = self.state, self.state.counts.tolist()
+        n_slots = counts[_USED] + max(n_events - counts[_FREE], 0)
+        if n_slots > len(state.opened_ms):
+            n_slots = max(n_slots, len(state.opened_ms) * 3 // 2)
+            names = ("opened_ms", "labels", "waiting", "pair", "request", "before", "after", "free", "released")
+            self._replace(**{name: _grown(getattr(state, name), n_slots) for name in names})
+        # Each event may label once, open once and close every window there is. Most of it is never touched.
+        n_told = counts[_MATURED] + n_events + (counts[_OPEN] + n_events) * len(state.windows_ms)
+        if n_told > len(state.matured):
+            matured = np.empty((max(n_told, len(state.matured) * 3 // 2), 4), np.int64)
+            matured[: counts[_MATURED]] = state.matured[: counts[_MATURED]]
+            self._replace(matured=matured)
+        for name, place in (("pair", _PAIRS), ("request", _REQUESTS)):
+            keys, slots = getattr(self.state, f"{name}_keys"), getattr(self.state, f"{name}_slots")
+            if 2 * (counts[place] + n_events) > len(keys):
+                held = np.flatnonzero(keys)
+                keys, slots = _map_of(keys[held], slots[held], 2 * (counts[place] + n_events))
+                self._replace(**{f"{name}_keys": keys, f"{name}_slots": slots})
 
     def take_matured(self) -> Matured:
         """What closed since the last call."""
-        matured, self._matured = self._matured, Matured()
-        self._free.extend(reversed(self._released))
-        self._released = []
+        state, counts = self.state, self.state.counts
+        matured = Matured(*state.matured[: counts[_MATURED]].T.copy())
+        # The one released first is used again first.
+        n_free = counts[_FREE] + counts[_RELEASED]
+        state.free[counts[_FREE] : n_free] = state.released[: counts[_RELEASED]][::-1]
+        counts[_FREE], counts[_RELEASED], counts[_MATURED] = n_free, 0, 0
         return matured
 
     def close_all(self) -> None:
         """Close every open window as it stands: at the end of a log, for evaluation only."""
-        for queues in self._queues.values():
-            for (_, mask), queue in zip(self._masks, queues, strict=True):
-                while queue:
-                    self._close(queue.popleft(), mask)
-
-    def _insert(self, queue: deque[int], slot: int) -> None:
-        opened_ms = self._opened_ms
-        if queue and opened_ms[slot] < opened_ms[queue[0]]:  # absurdly late: not worth a walk through all of them
-            queue.appendleft(slot)
-            return
-        position = len(queue)
-        for other in reversed(queue):
-            if opened_ms[other] <= opened_ms[slot]:
-                break
-            position -= 1
-        queue.insert(position, slot)
-
-    def _close(self, slot: int, mask: int) -> None:
-        self._append(slot, self._labels[slot], known=mask, learn=mask & ~self._learned_at_outcome)
-        self._waiting[slot] &= ~mask
-        if not self._waiting[slot]:
-            self._release(slot)
-
-    def _append(self, slot: int, labels: int, *, known: int, learn: int) -> None:
-        self._matured.slot.append(slot)
-        self._matured.labels.append(labels)
-        self._matured.known.append(known)
-        self._matured.learn.append(learn)
-
-    def _release(self, slot: int) -> None:
-        for index, key in ((self._by_pair, self._pair[slot]), (self._by_request, self._request[slot])):
-            if index.get(key) == slot:
-                del index[key]
-        self._waiting[slot] = 0
-        self._released.append(slot)
-        self.n_open -= 1
-
-    def _evict_oldest(self) -> None:
-        longest = [queues[-1] for queues in self._queues.values() if queues[-1]]
-        slot = min((queue[0] for queue in longest), key=lambda slot: (self._opened_ms[slot], slot))
-        for queues in self._queues.values():
-            for queue in queues:
-                if queue and queue[0] == slot:
-                    queue.popleft()
-        self._release(slot)
-        self.n_evicted += 1
+        self.reserve(0)
+        close_all(self.state, len(self.partitions))
 
     def save(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and small state."""
-        arrays: dict[str, NDArray[Any]] = {
-            name: np.array(column, np.int64)
-            for name, column in (
-                ("opened_ms", self._opened_ms),
-                ("labels", self._labels),
-                ("waiting", self._waiting),
-                ("pair", self._pair),
-                ("request", self._request),
-                ("free", self._free),
-                ("released", self._released),
-                ("matured.slot", self._matured.slot),
-                ("matured.labels", self._matured.labels),
-                ("matured.known", self._matured.known),
-                ("matured.learn", self._matured.learn),
-                # Of two exposures with one key, the later one holds it: the order is not told by the slots.
-                ("by_pair", list(self._by_pair.values())),
-                ("by_request", list(self._by_request.values())),
-            )
+        state, n_used = self.state, self.state.counts[_USED]
+        arrays = {name: getattr(state, name)[:n_used] for name in ("opened_ms", "labels", "waiting", "pair", "request")}
+        arrays |= {name: getattr(state, name)[:, :n_used] for name in ("before", "after")}
+        n_partitions = len(self.partitions)
+        arrays |= {name: getattr(state, name)[:, :n_partitions] for name in ("head", "tail")}
+        arrays |= {
+            "newest_ms": state.newest_ms[:n_partitions],
+            "free": state.free[: state.counts[_FREE]],
+            "released": state.released[: state.counts[_RELEASED]],
+            "matured": state.matured[: state.counts[_MATURED]],
+            # Of two exposures with one key, the later one holds it: the order is not told by the slots.
+            "by_pair": np.sort(state.pair_slots[state.pair_keys != 0]),
+            "by_request": np.sort(state.request_slots[state.request_keys != 0]),
+            "counts": state.counts,
         }
-        partitions = list(self._queues)
-        for at, partition in enumerate(partitions):
-            for window, queue in enumerate(self._queues[partition]):
-                arrays[f"queue.{at}.{window}"] = np.array(queue, np.int64)
-        state = {
-            "partitions": [list(partition) for partition in partitions],
-            "newest_ms": encode_offsets(self.newest_ms),
-            "n_open": self.n_open,
-            "n_evicted": self.n_evicted,
-        }
-        return arrays, state
+        return arrays, {"partitions": [list(partition) for partition in self.partitions]}
 
     def restore(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
-        """The inverse of :meth:`save`."""
-        for name in ("opened_ms", "labels", "waiting", "pair", "request", "free", "released"):
-            setattr(self, f"_{name}", arrays[name].tolist())
-        self._matured = Matured(*(arrays[f"matured.{name}"].tolist() for name in ("slot", "labels", "known", "learn")))
-        self._by_pair = {self._pair[slot]: slot for slot in arrays["by_pair"].tolist()}
-        self._by_request = {self._request[slot]: slot for slot in arrays["by_request"].tolist()}
-        self._queues = {
-            (topic, partition): [deque(arrays[f"queue.{at}.{window}"].tolist()) for window in range(len(self._masks))]
-            for at, (topic, partition) in enumerate(state["partitions"])
-        }
-        self.newest_ms = decode_offsets(state["newest_ms"])
-        self.n_open, self.n_evicted = state["n_open"], state["n_evicted"]
+        """The inverse of :meth:`save`, into a fresh joiner."""
+        for topic, number in state["partitions"]:
+            self.partition((topic, number))
+        n_used, n_partitions = len(arrays["opened_ms"]), len(self.partitions)
+        self.state.counts[:] = arrays["counts"]
+        self.reserve(n_used)
+        for name in ("opened_ms", "labels", "waiting", "pair", "request"):
+            getattr(self.state, name)[:n_used] = arrays[name]
+        for name in ("before", "after"):
+            getattr(self.state, name)[:, :n_used] = arrays[name]
+        for name in ("head", "tail"):
+            getattr(self.state, name)[:, :n_partitions] = arrays[name]
+        self.state.newest_ms[:n_partitions] = arrays["newest_ms"]
+        for name in ("free", "released", "matured"):
+            getattr(self.state, name)[: len(arrays[name])] = arrays[name]
+        for name, keys in (("pair", arrays["pair"]), ("request", arrays["request"])):
+            slots = arrays[f"by_{name}"]
+            held, held_slots = _map_of(keys[slots], slots, len(getattr(self.state, f"{name}_keys")) // 2)
+            self._replace(**{f"{name}_keys": held, f"{name}_slots": held_slots})
+
+    def _replace(self, **arrays: Any) -> None:
+        self.state = self.state._replace(**arrays)
+
+
+def _grown(array: NDArray[Any], length: int, fill: int = 0) -> NDArray[Any]:
+    """A copy whose last axis is longer."""
+    grown = np.full((*array.shape[:-1], length), fill, array.dtype)
+    grown[..., : array.shape[-1]] = array
+    return grown
+
+
+def _map_of(keys: Int64s, slots: Int32s, capacity: int) -> tuple[Int64s, Int32s]:
+    made = new_map(max(capacity, _FIRST_SLOTS))
+    _insert_all(*made, keys, slots)
+    return made
+
+
+@compiled
+def _insert_all(keys: Int64s, rows: Int32s, new_keys: Int64s, new_rows: Int32s) -> None:
+    for n in range(len(new_keys)):
+        insert(keys, rows, new_keys[n], new_rows[n])

@@ -1,18 +1,18 @@
 """The ingest side: records in, batches and barriers out.
 
-Order of work, for each record:
+Order of work, for the records of one poll:
 
-1. decode; a bad record goes to the dead letters and the stream goes on;
-2. close the batch first, if this record would come after its end;
-3. drop what was seen before; advance the watermark; match outcomes to exposures;
-4. gather the event's columns. When a batch closes, the compiled loop encodes and remembers its events.
+1. decode each; a bad record goes to the dead letters when the stream comes by, and goes on;
+2. make columns of the events; the compiled loop (`streamer.match`) takes them one by one, in stream order: it closes
+   the batch first, if this record would come after its end, drops what was seen before, advances the watermark, matches
+   outcomes to exposures;
+3. when a batch closes, a second compiled loop (`features.encoder`) encodes and remembers its events.
 
 Nothing here depends on how many records a poll returned, nor on the wall clock, so a replay gives the same batches.
 """
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,25 +20,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.batch import Barrier, Batch, Int64s, RankingRows, Rows
-from contracts.events import Event
-from contracts.records import BadRecordError, Offsets, Partition, Record, decode_offsets, encode_offsets
+from contracts.records import Offsets, Record, decode_offsets, encode_offsets
 from contracts.settings import Settings
 from features.encoder import Encoded, Encoder
-from features.hashing import FieldHasher, hash_id
 from features.profiles import load_profiles, new_profiles, save_profiles
-from features.schema import ITEM_FIELD, USER_FIELD, FeatureSchema
-from streamer.batching import MOST_BATCHES, EventBuffer
+from features.schema import FeatureSchema
+from streamer.batching import KIND, MOST_BATCHES, N_INTEGERS, EventBuffer, Piece
 from streamer.deadletter import DeadLetterSink
 from streamer.decode import EventDecoder
 from streamer.deduplicate import Deduplicator
 from streamer.join import Joiner
+from streamer.match import Gatherer, Tally, rules_of, take
 from streamer.metrics import StreamMetrics
 from streamer.sources._base import Source
 
 _POLL_MS = 200
 _FLUSH_SECONDS = 30.0
-_RANK_SCALE = 1 << 24
-_REQUESTS_REMEMBERED = 10_000
+_CHUNK = 1000
+"""Records whose events are made into columns together: so many still fit into a processor's cache."""
 
 
 class Ingest:
@@ -72,30 +71,23 @@ class Ingest:
         self._clock_ms = clock_ms
         self._barrier_clock_ms = clock_ms()
         self._encoder = Encoder(self.schema, self.profiles)
-        self._user_hasher, self._item_hasher = FieldHasher(USER_FIELD), FieldHasher(ITEM_FIELD)
-        self._request_hasher = FieldHasher("request_id", _REQUESTS_REMEMBERED)
-        self._kinds = {name: index for index, name in enumerate(settings.event_types)}
-        self._task_of = {task.event_type: index for index, task in enumerate(settings.tasks)}
-        self._is_exposure_mode = settings.mode == "exposure"
-        exposure_task = self._task_of.get(settings.events.exposure, -1)
-        outcomes = [index for index in range(len(settings.tasks)) if self._is_exposure_mode and index != exposure_task]
-        self._outcomes = set(outcomes)
-        self._learned_at_once = np.array(
-            [index in self._outcomes and task.delay == "fnc_in_loss" for index, task in enumerate(settings.tasks)]
-        )
-        # Without sampled items an exposure's own task would only ever see positives.
-        self._exposure_task = exposure_task if settings.negatives.exposure else -1
+        self._gatherer = Gatherer(settings, self.schema)
+        is_exposure_mode = settings.mode == "exposure"
+        outcomes = [
+            index
+            for index, task in enumerate(settings.tasks)
+            if is_exposure_mode and task.event_type != settings.events.exposure
+        ]
+        self._rules = rules_of(settings, waits=bool(outcomes))
+        self._learned_at_once = np.array(settings.immediate_tasks)
         self._joiner = Joiner(settings.tasks, outcomes, settings.events.lateness_ms, settings.events.max_open)
         self._seen = Deduplicator(settings.events.deduplicate_ms, settings.events.deduplicate_max)
-        self._buffer = EventBuffer(self.schema, self.schema.layout.tasks, settings.batch)
+        n_tasks = len(settings.tasks)
+        self._buffer = EventBuffer(self.schema, n_tasks, settings.batch)
+        self._tally = Tally(*(np.zeros(n, np.int64) for n in (1, n_tasks, n_tasks)))
         self._offsets: Offsets = {}
         self._barrier_events = 0
-        shares = settings.evaluation.ranking
-        self._rank_below = {
-            task.event_type: int(shares[task.name] * _RANK_SCALE) for task in settings.tasks if shares.get(task.name)
-        }
         self._n_evicted = 0
-        self._consumed: Counter[tuple[str, str]] = Counter()
 
     @property
     def offsets(self) -> Offsets:
@@ -118,16 +110,10 @@ class Ingest:
             # A partition without records so far has a position, too: a run that resumes must not miss its first ones.
             self._offsets = {**self._source.position(), **self._offsets}
             records = self._source.poll(_POLL_MS)
-            for record in records:
-                events = self._decode(record)
-                if events and self._buffer.due(events[0].ts_ms, events[0].request_id, self._joiner.n_matured):
-                    yield from self._portions(self._close_batch())
-                    if self._barrier_due():
-                        yield self.barrier()
-                partition = (record.topic, record.partition)
-                for event in events:
-                    self._take(event, partition)
-                self._offsets[partition] = record.offset + 1
+            for closed in self._closed(records):
+                yield from self._portions(closed)
+                if self._barrier_due():
+                    yield self.barrier()
                 stopped = self._stop()
                 if stopped:
                     break
@@ -178,70 +164,69 @@ class Ingest:
         self._offsets = decode_offsets(state["offsets"])
         self._n_evicted = self._joiner.n_evicted
 
-    def _decode(self, record: Record) -> list[Event]:
-        try:
-            return self._decoder.decode(record)
-        except BadRecordError as error:
-            self._dead_letters.send(record, error.reason, error.detail)
-            self.n_rejected += 1
-            self._metrics.rejected.labels(error.reason).inc()
-            self._metrics.dead_letters.labels(error.reason).inc()
-            return []
+    def _closed(self, records: Sequence[Record]) -> Iterator[Batch]:
+        """The batches that these records close. Whoever stops between two stands before the record that comes next."""
+        for start in range(0, len(records), _CHUNK):
+            yield from self._take(records[start : start + _CHUNK])
 
-    def _take(self, event: Event, partition: Partition) -> None:
-        if self._seen.seen(hash_id("event_id", event.event_id), event.ts_ms):
-            self._metrics.duplicate.inc()
-            return
-        self.n_events += 1
-        self._consumed[partition[0], event.type] += 1
-        self._joiner.advance(partition, event.ts_ms)
-        user, item = self._user_hasher(event.user_id), self._item_hasher(event.item_id)
-        if self._is_exposure_mode:
-            self._take_exposure_mode(event, partition, user, item)
-        else:
-            task = self._task_of[event.type]
-            negatives = self._settings.negatives.implicit
-            rank = self._ranked(event)
-            self._buffer.add(
-                event, self._kinds[event.type], user, item, emit=True, negatives=negatives, rank=rank, task=task
+    def _take(self, records: Sequence[Record]) -> Iterator[Batch]:
+        events, places, rejected = self._decoder.decode_all(records)
+        place = np.array(places, np.int64)
+        partition_of = {one: self._joiner.partition(one) for one in {record[:2] for record in records}}
+        partition = np.array([partition_of[record[:2]] for record in records], np.int64)[place]
+        columns = self._gatherer.columns(events, partition, np.diff(place, prepend=-1) > 0)
+        attributes, numbers = self._gatherer.attributes(events)
+        truth = self._gatherer.truth(events)
+        integers, kept = np.empty((N_INTEGERS, len(events)), np.int64), np.empty(len(events), np.int64)
+        self._joiner.reserve(len(events))
+        self._seen.reserve(len(events))
+        bad = iter([*rejected, (len(records), None)])
+        next_bad, error = next(bad)
+        n_read = at = 0
+        while True:
+            end, n_kept = take(
+                self._joiner.state,
+                self._seen.state,
+                self._buffer.counts,
+                self._buffer.limits,
+                self._rules,
+                columns,
+                at,
+                integers,
+                kept,
+                self._tally,
             )
-
-    def _take_exposure_mode(self, event: Event, partition: Partition, user: int, item: int) -> None:
-        kind = self._kinds[event.type]
-        request = self._request_hasher(event.request_id) if event.request_id else 0
-        if event.type == self._settings.events.exposure:
-            slot = self._joiner.expose(partition, event.ts_ms, user, item, request) if self._outcomes else -1
-            task = self._exposure_task
+            chosen = kept[:n_kept]
             self._buffer.add(
-                event,
-                kind,
-                user,
-                item,
-                emit=True,
-                keep=bool(self._outcomes),
-                negatives=self._settings.negatives.exposure if task >= 0 else 0,
-                rank=task >= 0 and self._ranked(event),
-                slot=slot,
-                task=task,
-                list_id=request,
+                Piece(
+                    integers[:, :n_kept].copy(),
+                    tuple(one[chosen] for one in attributes),
+                    tuple(one[chosen] for one in numbers),
+                    None if truth is None else truth[chosen],
+                )
             )
-            return
-        task = self._task_of[event.type]
-        found = self._joiner.label(task, event.ts_ms, user, item, request)
-        if found == "orphan" and self._settings.events.orphans == "synthesize":
-            slot = self._joiner.expose(partition, event.ts_ms, user, item, request)
-            self._joiner.set_label(slot, task)
-            self._buffer.add(event, kind, user, item, emit=True, keep=True, slot=slot, list_id=request)
-            return
-        if found == "orphan":
-            self._metrics.orphans.labels(self._settings.tasks[task].name).inc()
-        elif found == "late":
-            self._metrics.late.labels(self._settings.tasks[task].name).inc()
-        self._buffer.add(event, kind, user, item)
+            self._count(partition[chosen], integers[KIND, :n_kept])
+            n_passed = int(place[end]) if end < len(events) else len(records)
+            while error is not None and next_bad < n_passed:
+                self._dead_letters.send(records[next_bad], error.reason, error.detail)
+                self.n_rejected += 1
+                self._metrics.rejected.labels(error.reason).inc()
+                self._metrics.dead_letters.labels(error.reason).inc()
+                next_bad, error = next(bad)
+            for record in records[n_read:n_passed]:
+                self._offsets[record[:2]] = record.offset + 1
+            if end == len(events):
+                return
+            n_read, at = n_passed, end
+            yield self._close_batch()
 
-    def _ranked(self, event: Event) -> bool:
-        below = self._rank_below.get(event.type)
-        return below is not None and hash_id("rank", event.event_id) % _RANK_SCALE < below
+    def _count(self, partition: Int64s, kind: Int64s) -> None:
+        self.n_events += len(kind)
+        types = self._settings.event_types
+        for place, n_events in enumerate(np.bincount(partition * len(types) + kind).tolist()):
+            if n_events:
+                topic = self._joiner.partitions[place // len(types)][0]
+                self._metrics.consumed.labels(topic, types[place % len(types)]).inc(n_events)
 
     def _close_batch(self) -> Batch:
         n_events, first_event_ms = self._buffer.n_events, self._buffer.first_event_ms
@@ -267,7 +252,7 @@ class Ingest:
             known=known,
             learn=known | ((row_slot >= 0)[:, None] & self._learned_at_once),
             truth=None if truth is None else np.where(shown[:, None], truth[event], np.float32(np.nan)),
-            matured_slot=np.array(matured.slot, np.int64),
+            matured_slot=matured.slot,
             matured_labels=_bits(matured.labels, n_tasks).astype(np.float32),
             matured_known=_bits(matured.known, n_tasks),
             matured_learn=_bits(matured.learn, n_tasks),
@@ -304,21 +289,27 @@ class Ingest:
 
     def _tell(self) -> None:
         metrics = self._metrics
-        for (topic, type_), count in self._consumed.items():
-            metrics.consumed.labels(topic, type_).inc(count)
-        self._consumed.clear()
+        metrics.duplicate.inc(int(self._tally.duplicates[0]))
+        for counter, counts in ((metrics.orphans, self._tally.orphans), (metrics.late, self._tally.late)):
+            for task, n_outcomes in zip(self._settings.tasks, counts.tolist(), strict=True):
+                if n_outcomes:
+                    counter.labels(task.name).inc(n_outcomes)
+        for counts in self._tally:
+            counts[:] = 0
         metrics.open_keys.set(self._joiner.n_open)
         metrics.evicted.inc(self._joiner.n_evicted - self._n_evicted)
         self._n_evicted = self._joiner.n_evicted
         for (topic, partition), lag in self._source.lag().items():
             metrics.lag.labels(topic, str(partition)).set(lag)
-        for topic in {topic for topic, _ in self._joiner.newest_ms}:
-            newest_ms = max(time_ms for (name, _), time_ms in self._joiner.newest_ms.items() if name == topic)
-            metrics.last_event.labels(topic).set(newest_ms / 1000)
+        newest_ms: dict[str, int] = {}
+        for (topic, _), time_ms in self._joiner.newest_ms.items():
+            newest_ms[topic] = max(time_ms, newest_ms.get(topic, time_ms))
+        for topic, time_ms in newest_ms.items():
+            metrics.last_event.labels(topic).set(time_ms / 1000)
 
 
-def _bits(masks: list[int], n_tasks: int) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = (np.array(masks, np.int64)[:, None] >> np.arange(n_tasks) & 1).astype(np.bool_)
+def _bits(masks: Int64s, n_tasks: int) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = (masks[:, None] >> np.arange(n_tasks) & 1).astype(np.bool_)
     return found
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from features.idmap import find, insert, map_bytes, new_map, rebuild
+from features.idmap import find, insert, map_bytes, new_map, put, rebuild, remove
 
 IDS = st.integers(-(1 << 63), (1 << 63) - 1).filter(bool)
 
@@ -52,3 +52,21 @@ def test_ids_that_share_their_low_bits_are_told_apart() -> None:
     keys, rows = new_map(len(ids))
     rebuild(keys, rows, ids)
     assert [find(keys, rows, key) for key in ids] == list(range(len(ids)))
+
+
+@profile(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(st.sampled_from(["put", "remove"]), st.integers(0, 15), st.integers(0, 99)), max_size=80))
+def test_the_map_holds_what_a_dictionary_holds_through_single_removals(steps: list[tuple[str, int, int]]) -> None:
+    """In a map of 32 cells half full, runs of neighbours are long: a removal has something to move."""
+    keys, rows = new_map(16)
+    reference: dict[int, int] = {}
+    for what, number, row in steps:
+        key = number + 1
+        if what == "put":
+            assert put(keys, rows, key, row) == (key not in reference)
+            reference[key] = row
+        elif key in reference:
+            remove(keys, rows, key)
+            del reference[key]
+        assert {key: find(keys, rows, key) for key in range(1, 17) if find(keys, rows, key) >= 0} == reference
+        assert np.count_nonzero(keys) == len(reference)

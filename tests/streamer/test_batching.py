@@ -3,101 +3,107 @@
 import numpy as np
 import pytest
 
-from contracts.events import Event
 from contracts.settings import BatchSettings, Settings
-from features.hashing import hash_id
 from features.schema import FeatureSchema
-from streamer.batching import MOST_BATCHES, EventBuffer
+from streamer.batching import MOST_BATCHES, N_INTEGERS, EventBuffer, Piece, count, due
 
 SETTINGS = Settings.model_validate({"fields": [{"source": "item.brand"}, {"source": "user.age", "kind": "numeric"}]})
+NO_REQUEST = 0
 
 
 def _buffer(max_rows: int = 6, min_rows: int = 3, span: str = "10ms") -> EventBuffer:
     batch = BatchSettings.model_validate({"max_rows": max_rows, "min_rows": min_rows, "span": span})
-    return EventBuffer(FeatureSchema.of(SETTINGS), ("click", "purchase"), batch)
+    return EventBuffer(FeatureSchema.of(SETTINGS), 2, batch)
 
 
-def _event(ts_ms: int = 0, request_id: str | None = None, **fields: object) -> Event:
-    return Event(event_id="e", type="click", user_id=1, item_id=1, ts_ms=ts_ms, request_id=request_id, **fields)  # type: ignore[arg-type]
+def _due(buffer: EventBuffer, now_ms: int, request: int, n_matured: int) -> bool:
+    return bool(due(buffer.counts, buffer.limits, now_ms, request, n_matured))
 
 
-def _filled(n_rows: int, ts_ms: int = 100, request_id: str | None = None, **kwargs: int) -> EventBuffer:
+def _filled(n_rows: int, ts_ms: int = 100, request: int = NO_REQUEST, **kwargs: int) -> EventBuffer:
     buffer = _buffer(**kwargs)
     for _ in range(n_rows):
-        buffer.add(_event(ts_ms, request_id), 0, 1, 1, emit=True)
+        count(buffer.counts, ts_ms, request, 1)
     return buffer
 
 
+def _piece(first: int, n_events: int, *, told: bool = False) -> Piece:
+    """Events of the kinds ``first``, ``first + 1``, …; every other column tells the kind, too."""
+    kinds = np.arange(first, first + n_events)
+    integers = np.stack([kinds + 100 * place for place in range(N_INTEGERS)])
+    hashes = (kinds[:, None] * 7, np.zeros((n_events, 0), np.int64), np.zeros((n_events, 0), np.int64))
+    ages = (kinds[:, None] / 2).astype(np.float32)
+    numbers = (np.zeros((n_events, 0), np.float32), ages, np.zeros((n_events, 0), np.float32))
+    return Piece(integers, hashes, numbers, np.full((n_events, 2), 0.5, np.float32) if told else None)
+
+
 def test_a_batch_closes_when_it_is_full() -> None:
-    assert not _filled(5).due(100, None, 0)
-    assert _filled(6).due(100, None, 0)
+    assert not _due(_filled(5), 100, NO_REQUEST, 0)
+    assert _due(_filled(6), 100, NO_REQUEST, 0)
 
 
 def test_a_batch_closes_after_its_span_if_it_is_worth_a_step() -> None:
-    assert not _filled(3).due(109, None, 0)
-    assert _filled(3).due(110, None, 0)
-    assert not _filled(2).due(10_000, None, 0)
+    assert not _due(_filled(3), 109, NO_REQUEST, 0)
+    assert _due(_filled(3), 110, NO_REQUEST, 0)
+    assert not _due(_filled(2), 10_000, NO_REQUEST, 0)
 
 
 def test_matured_labels_and_sampled_items_fill_a_batch_too() -> None:
-    assert _filled(2).due(100, None, 4)
+    assert _due(_filled(2), 100, NO_REQUEST, 4)
     buffer = _buffer()
-    buffer.add(_event(), 0, 1, 1, emit=True, negatives=5)
-    assert buffer.due(0, None, 0)
+    count(buffer.counts, 0, NO_REQUEST, 1 + 5)
+    assert _due(buffer, 0, NO_REQUEST, 0)
 
 
 def test_events_without_a_row_do_not_fill_a_batch() -> None:
     buffer = _buffer()
     for _ in range(20):
-        buffer.add(_event(), 0, 1, 1)
-    assert (buffer.n_events, buffer.n_rows) == (20, 0)
-    assert not buffer.due(10_000, None, 0)
+        count(buffer.counts, 0, NO_REQUEST, 0)
+    assert buffer.n_events == 20
+    assert not _due(buffer, 10_000, NO_REQUEST, 0)
 
 
 def test_a_request_is_not_split_unless_it_is_absurdly_long() -> None:
-    assert not _filled(8, request_id="r").due(10_000, "r", 0)
-    assert _filled(8, request_id="r").due(100, "s", 0)
-    assert _filled(6 * MOST_BATCHES, request_id="r").due(100, "r", 0)
+    assert not _due(_filled(8, request=11), 10_000, 11, 0)
+    assert _due(_filled(8, request=11), 100, 12, 0)
+    assert _due(_filled(6 * MOST_BATCHES, request=11), 100, 11, 0)
 
 
-@pytest.mark.parametrize("request_id", [None, ""])
-def test_events_of_no_request_are_not_one_request(request_id: str | None) -> None:
-    assert _filled(6, request_id=request_id).due(100, request_id, 0)
+def test_events_of_no_request_are_not_one_request() -> None:
+    assert _due(_filled(6), 100, NO_REQUEST, 0)
 
 
 def test_an_empty_buffer_is_never_due_for_time() -> None:
-    assert not _buffer().due(1 << 50, None, 0)
-    assert _buffer().due(0, None, 6)
+    assert not _due(_buffer(), 1 << 50, NO_REQUEST, 0)
+    assert _due(_buffer(), 0, NO_REQUEST, 6)
 
 
-def test_columns_hold_the_events_in_order_and_the_buffer_is_empty_again() -> None:
+@pytest.mark.parametrize("saved_between", [False, True])
+def test_pieces_come_out_as_columns_in_order_and_the_buffer_is_empty_again(saved_between: bool) -> None:
     buffer = _buffer()
-    buffer.add(_event(7, item={"brand": "x"}, truth={"click": 0.5}), 0, 10, 20, emit=True, slot=3, task=1, list_id=9)
-    buffer.add(_event(8, user={"age": 30}), 1, 11, 21, keep=True, negatives=2, rank=True)
-    assert buffer.first_event_ms == 7
+    count(buffer.counts, 7, NO_REQUEST, 1)
+    buffer.add(_piece(0, 3))
+    if saved_between:
+        arrays, state = buffer.save()
+        buffer = _buffer()
+        buffer.restore(arrays, state)
+    buffer.add(_piece(3, 2, told=True))
+    assert (buffer.first_event_ms, buffer.n_events) == (7, 1)
     columns, slot, task, list_id, truth = buffer.take()
-    for name, wanted in {
-        "kind": [0, 1],
-        "user": [10, 11],
-        "item": [20, 21],
-        "time_ms": [7, 8],
-        "emit": [1, 0],
-        "keep": [0, 1],
-        "negatives": [0, 2],
-        "rank": [0, 1],
-        "item_attributes": [[hash_id("item.brand", "x")], [0]],
-        "item_numbers": [[], []],
-        "user_attributes": [[], []],
-        "user_numbers": [[np.nan], [30]],
-        "context_attributes": [[], []],
-        "context_numbers": [[], []],
-    }.items():
-        np.testing.assert_array_equal(getattr(columns, name), wanted, err_msg=name)
-    assert (slot.tolist(), task.tolist(), list_id.tolist()) == ([3, -1], [1, -1], [9, 0])
-    np.testing.assert_array_equal(truth, np.array([[0.5, np.nan], [np.nan, np.nan]], np.float32))
-    assert (buffer.n_events, buffer.n_rows) == (0, 0)
-    assert buffer.take()[4] is None
+    kinds = np.arange(5)
+    for place, column in enumerate((*columns[:8], slot, task, list_id)):
+        np.testing.assert_array_equal(column, kinds + 100 * place)
+    np.testing.assert_array_equal(columns.item_attributes, kinds[:, None] * 7)
+    np.testing.assert_array_equal(columns.user_numbers, kinds[:, None] / 2)
+    assert columns.context_attributes.shape == columns.item_numbers.shape == (5, 0)
+    assert truth is not None
+    np.testing.assert_array_equal(truth[:, 0], [np.nan] * 3 + [0.5] * 2)
+    assert (buffer.n_events, buffer.first_event_ms) == (0, -1)
+    assert len(buffer.take()[0].kind) == 0
 
 
 def test_a_stream_without_truth_has_none() -> None:
-    assert _filled(2).take()[4] is None
+    buffer = _buffer()
+    buffer.add(_piece(0, 2))
+    buffer.add(_piece(2, 1))
+    assert buffer.take()[4] is None

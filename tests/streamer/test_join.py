@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from contracts.records import Partition
 from contracts.settings import Task
-from streamer.join import Joiner
+from streamer.join import LABELLED, LATE, ORPHAN, Joiner, advance, expose, label
 
 P0, P1 = ("events", 0), ("events", 1)
 WINDOWS_MS = (0, 10, 30, 10)  # the exposure's own task waits for nothing
@@ -18,12 +18,30 @@ OUTCOMES = (CLICK, PURCHASE, SHARE)
 USER, OTHER = 1 << 40, 2 << 40
 
 
-def _joiner(lateness_ms: int = 0, max_open: int = 1000) -> Joiner:
+class Driven(Joiner):
+    """A joiner that is given its events one by one, each with just the room that it needs."""
+
+    def advance(self, partition: Partition, time_ms: int) -> None:
+        self.reserve(0)
+        advance(self.state, self.partition(partition), time_ms)
+
+    def expose(self, partition: Partition, time_ms: int, user: int, item: int, request: int) -> int:
+        place = self.partition(partition)
+        self.reserve(1)
+        return int(expose(self.state, place, time_ms, user, item, request))
+
+    def label(self, task: int, time_ms: int, user: int, item: int, request: int) -> str:
+        self.reserve(1)
+        found = label(self.state, task, time_ms, user, item, request)
+        return {LABELLED: "labelled", LATE: "late", ORPHAN: "orphan"}[int(found)]
+
+
+def _joiner(lateness_ms: int = 0, max_open: int = 1000) -> Driven:
     tasks = [
         Task.model_validate({"name": f"t{n}", "window": f"{window_ms}ms", "delay": delay})
         for n, (window_ms, delay) in enumerate(zip(WINDOWS_MS, DELAYS, strict=True))
     ]
-    return Joiner(tasks, OUTCOMES, lateness_ms, max_open)
+    return Driven(tasks, OUTCOMES, lateness_ms, max_open)
 
 
 Became = tuple[int, set[int], set[int], set[int]]
@@ -34,7 +52,7 @@ def _taken(joiner: Joiner) -> list[Became]:
     matured = joiner.take_matured()
     return [
         (slot, *({task for task in OUTCOMES if mask & 1 << task} for mask in (labels & (known | learn), known, learn)))
-        for slot, labels, known, learn in zip(matured.slot, matured.labels, matured.known, matured.learn, strict=True)
+        for slot, labels, known, learn in zip(*(column.tolist() for column in matured), strict=True)
     ]
 
 

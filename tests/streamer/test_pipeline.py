@@ -231,7 +231,7 @@ def test_a_run_restored_at_any_barrier_goes_on_bit_for_bit(mode: str, n_partitio
 def test_a_run_that_was_stopped_after_any_record_goes_on_bit_for_bit(n_taken: int, mode: str) -> None:
     """The batch that was open is part of the barrier."""
     settings, records = _settings(mode), _records(_shop(30, 2))
-    head = _run(settings, records, stop=_after(n_taken)).pieces()
+    head = _run(settings, records, max_records=1, stop=_after(n_taken)).pieces()
     barrier = head[-1]
     assert isinstance(barrier, Barrier)
     assert barrier.offsets == {("events", 0): barrier.n_events}
@@ -242,7 +242,7 @@ def test_a_run_that_was_stopped_after_any_record_goes_on_bit_for_bit(n_taken: in
 
 
 def _after(n_calls: int) -> Callable[[], bool]:
-    """True from the call behind the first ``n_calls`` on; the pipeline asks before each poll and after each record."""
+    """True from the call behind the first ``n_calls`` on; the pipeline asks first, then after each poll and each batch."""
     calls = iter(range(n_calls))
     return lambda: next(calls, None) is None
 
@@ -267,7 +267,8 @@ def test_a_barrier_stands_behind_the_events_of_the_batches_before_it() -> None:
 
 
 def test_a_barrier_names_partitions_that_gave_no_record_yet() -> None:
-    run = _run(_settings(), _records(_shop(3, 5)), [Record("events", 1, 41, None, b"{}")], stop=_after(4))
+    later = [PAUSE, Record("events", 1, 41, None, b"{}")]
+    run = _run(_settings(), _records(_shop(3, 5)), later, max_records=4, stop=_after(1))
     barrier = _barriers(run.pieces())[-1]
     assert barrier.offsets == {("events", 0): 4, ("events", 1): 41}
 
