@@ -2,7 +2,7 @@
 
 Reference counts are left out (``_nrt=False``): the loops make no arrays, they fill those they are given, and counting a
 reference to each array of a state at each call took half of the encoder's time (docs/performance.md). A function that
-makes an array (a copy, a sort) is compiled by numba's ``njit`` as it is, and may be called from here.
+makes an array (a copy, a sort) must say so, or it would inherit the option from whoever compiles it first.
 """
 
 from collections.abc import Callable
@@ -23,3 +23,8 @@ def compiled(function: _Function) -> _Function:
 def compiled_loop(function: _Function) -> _Function:
     """The same for a loop that Python calls: it lets go of the interpreter lock."""
     return cast("_Function", njit(cache=True, _nrt=False, nogil=True)(function))
+
+
+def compiled_with_arrays(function: _Function) -> _Function:
+    """The same for a function that makes arrays of its own."""
+    return cast("_Function", njit(cache=True, _nrt=True)(function))

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from features.compiled import compiled, compiled_with_arrays
 from features.idmap import Integer, insert, new_map, rebuild
 
 Int64s = NDArray[np.int64]
@@ -45,7 +45,7 @@ def new_directory(rows: int, n_attributes: int, n_numbers: int) -> Directory:
     )
 
 
-@njit(cache=True)
+@compiled_with_arrays
 def evict(directory: Directory, protected: Int32s) -> None:
     """Free the least recently used rows, one in fifty; rows with a non-zero ``protected`` stay."""
     n_rows = len(directory.ids)
@@ -62,13 +62,13 @@ def evict(directory: Directory, protected: Int32s) -> None:
     rebuild(directory.keys, directory.rows, directory.ids)
 
 
-@njit(cache=True)
+@compiled
 def is_full(directory: Directory) -> bool:
     """No row is free."""
     return bool(directory.counts[0] == 0 and directory.counts[2] == len(directory.ids))
 
 
-@njit(cache=True)
+@compiled
 def admit(directory: Directory, key: Integer) -> Integer:
     """A fresh row for an id that has none; the directory must not be full."""
     if directory.counts[0] > 0:

@@ -119,27 +119,13 @@ class Scorer:
                 f"A request names at most {self._max_items} items; found {len(request.items)}. "
                 "Split it, or raise serve.max_items."
             )
-        n_items = len(request.items)
-        hashes = np.empty(n_items, np.int64)
-        reader = self._schema.item
-        attributes = np.zeros((n_items, len(reader.categorical)), np.int64)
-        numbers = np.full((n_items, len(reader.numeric)), np.nan, np.float32)
-        hasher = self._items
-        for place, item in enumerate(request.items):
-            if isinstance(item, Candidate):
-                hashes[place] = hasher(item.item_id)
-                if item.item:
-                    attributes[place], numbers[place] = reader(item.item)
-            else:
-                hashes[place] = hasher(item)
         rows, known_user, known = self._encoder.encode_candidates(
             self._users(request.user_id),
-            hashes,
+            self._items.column([item_id(item) for item in request.items]),
             now_ms if request.ts_ms is None else request.ts_ms,
             *_attributes(self._schema.user, request.user),
             *_attributes(self._schema.context, request.context),
-            attributes,
-            numbers,
+            *self._schema.item.columns([item.item if isinstance(item, Candidate) else {} for item in request.items]),
         )
         fallback = "personalised" if known_user else "content" if known.any() else "popular"
         return self._model.probabilities(rows), known, fallback
