@@ -143,6 +143,11 @@ class FeatureSettings(_Section):
         default=(10 * MINUTE, 6 * HOUR, 14 * DAY), alias="half_lives", min_length=1, max_length=6
     )
     """Every counter decays with each of these; together they tell trend, recency and habit."""
+    trail: int = Field(default=8, ge=0, le=64)
+    """Items that a user chose last, of any type, whose co-visitation with a candidate is a feature; 0: none."""
+    covisits: int = Field(default=1 << 20, ge=1024)
+    """Counters of item × item; rounded up to a power of two."""
+    covisit_half_life_ms: DurationMs = Field(default=60 * DAY, alias="covisit_half_life")
     interests: int = Field(default=2, ge=0, le=4)
     """The first so many categorical item fields get user × value counters and a popularity of their own."""
     recent_items: int = Field(default=1 << 15, ge=16)

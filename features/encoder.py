@@ -4,7 +4,8 @@ Order, event by event in stream order (DESIGN §2):
 
 1. What the event itself says of its user and item is learned (a request carries the same attributes).
 2. The exposure is encoded from what is known by now, and so are the items sampled against it.
-3. The event is remembered: history, recent traffic, counters.
+3. The event is remembered: history, recent traffic, counters; all events of one user, item and millisecond after the
+   last of them is encoded, since none of them tells of another before it happens.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from contracts.batch import Float32s, Int64s, Rows
 from features.compiled import compiled, compiled_loop
 from features.counters import pair_key, read
+from features.covisits import count as count_of
+from features.covisits import unordered
+from features.fastmath import log1p
 from features.idmap import Integer, Real, find
 from features.profiles import (
     RANKING,
@@ -64,6 +68,14 @@ class _Out(NamedTuple):
     history: Int64s
     dense: Float32s
     log_q: Float32s
+
+
+class _Viewer(NamedTuple):
+    """The user that rows are encoded for; row -1: not known."""
+
+    id: Integer
+    row: Integer
+    totals: Float32s  # [M], how often each item of the trail was counted together with another
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +135,7 @@ class Encoder:
             ranked_event,
             ties,
             new_item,
+            self._totals(),
         )
         return Encoded(
             _cut(out, n_rows),
@@ -166,8 +179,12 @@ class Encoder:
             self.schema.interests,
             out,
             known,
+            self._totals(),
         )
         return _cut(out, len(items)), bool(known_user), known
+
+    def _totals(self) -> Float32s:
+        return np.zeros(self.profiles.trail.shape[1], np.float32)
 
     def _empty(self, n_rows: int) -> _Out:
         layout = self.schema.layout
@@ -204,8 +221,7 @@ def _pick(own: Integer, known: Integer, missing: Integer) -> Integer:
 @compiled
 def _encode_user(
     profiles: Profiles,
-    u_row: Integer,
-    user: Integer,
+    viewer: _Viewer,
     now_ms: Integer,
     attributes: Int64s,
     numbers: Float32s,
@@ -216,7 +232,8 @@ def _encode_user(
     to: Integer,
 ) -> Integer:
     """The part of a row that does not depend on the item; returns how many dense columns it took."""
-    out.ids[to, 0] = user
+    u_row = viewer.row
+    out.ids[to, 0] = viewer.id
     first = 2 + n_item
     for k in range(len(attributes)):
         known = profiles.users.attributes[u_row, k] if u_row >= 0 else 0
@@ -229,7 +246,7 @@ def _encode_user(
             out.history[to, y, h] = profiles.history[u_row, y, h] if u_row >= 0 else 0
     width: int = profiles.values.counts.shape[2] * profiles.values.counts.shape[3] + 1
     dense = out.dense[to]
-    read(profiles.values, user, now_ms, profiles.half_lives_ms, dense[:width])
+    read(profiles.values, viewer.id, now_ms, profiles.half_lives_ms, dense[:width])
     at = width
     moment = profiles.items.numbers.shape[1]
     for k in range(len(numbers)):
@@ -246,9 +263,43 @@ def _encode_user(
 
 
 @compiled
+def _total(profiles: Profiles, viewer: _Viewer, now_ms: Integer) -> None:
+    """Fill the viewer's totals, which do not depend on the item."""
+    for m in range(len(viewer.totals)):
+        item = profiles.trail[viewer.row, m] if viewer.row >= 0 else 0
+        viewer.totals[m] = count_of(profiles.covisits, item, now_ms) if item != 0 else 0.0
+
+
+@compiled
+def _encode_covisits(profiles: Profiles, viewer: _Viewer, item: Integer, now_ms: Integer, out: Float32s) -> None:
+    """How often the item goes with those of the user's trail; square roots, since the cosines are small."""
+    count_sum = np.float32(0.0)
+    cosine_sum = np.float32(0.0)
+    cosine_max = np.float32(0.0)
+    cosine_latest = np.float32(0.0)
+    own = np.float32(-1.0)
+    for m in range(len(viewer.totals)):
+        if viewer.totals[m] <= 0.0 or profiles.trail[viewer.row, m] == item:
+            continue
+        count = count_of(profiles.covisits, unordered(profiles.trail[viewer.row, m], item), now_ms)
+        if count <= 0.0:
+            continue
+        if own < 0.0:
+            own = count_of(profiles.covisits, item, now_ms)
+        cosine = count / np.sqrt(viewer.totals[m] * max(own, count))
+        count_sum += count
+        cosine_sum += cosine
+        cosine_max = max(cosine_max, cosine)
+        if m == 0:
+            cosine_latest = cosine
+    out[0], out[1] = log1p(count_sum), np.sqrt(cosine_sum)
+    out[2], out[3] = np.sqrt(cosine_max), np.sqrt(cosine_latest)
+
+
+@compiled
 def _encode_item(
     profiles: Profiles,
-    user: Integer,
+    viewer: _Viewer,
     i_row: Integer,
     item: Integer,
     now_ms: Integer,
@@ -266,17 +317,20 @@ def _encode_item(
         out.ids[to, 2 + k] = _pick(attributes[k], known, profiles.missing[2 + k])
     width: int = profiles.values.counts.shape[2] * profiles.values.counts.shape[3] + 1
     dense = out.dense[to]
-    read(profiles.pairs, pair_key(user, item), now_ms, profiles.half_lives_ms, dense[at : at + width])
+    read(profiles.pairs, pair_key(viewer.id, item), now_ms, profiles.half_lives_ms, dense[at : at + width])
     for k in range(interests):
         value = out.ids[to, 2 + k]
         start = at + width * (1 + k)
-        read(profiles.pairs, pair_key(user, value), now_ms, profiles.half_lives_ms, dense[start : start + width])
+        read(profiles.pairs, pair_key(viewer.id, value), now_ms, profiles.half_lives_ms, dense[start : start + width])
     at += width * (1 + interests)
     read(profiles.values, item, now_ms, profiles.half_lives_ms, dense[at : at + width])
     for k in range(interests):
         start = at + width * (1 + k)
         read(profiles.values, out.ids[to, 2 + k], now_ms, profiles.half_lives_ms, dense[start : start + width])
     at += width * (1 + interests)
+    if len(viewer.totals) > 0:
+        _encode_covisits(profiles, viewer, item, now_ms, dense[at : at + 4])
+        at += 4
     for k in range(len(numbers)):
         value = numbers[k]
         if np.isnan(value) and i_row >= 0:
@@ -301,7 +355,7 @@ def _copy_user(out: _Out, of: Integer, to: Integer, at: Integer) -> None:
 @compiled
 def _encode_sampled(
     profiles: Profiles,
-    user: Integer,
+    viewer: _Viewer,
     row: Integer,
     now_ms: Integer,
     interests: Integer,
@@ -314,7 +368,7 @@ def _encode_sampled(
     _copy_user(out, first, to, at)
     _encode_item(
         profiles,
-        user,
+        viewer,
         row,
         profiles.items.ids[row],
         now_ms,
@@ -337,6 +391,16 @@ def _learn_numbers(profiles: Profiles, item: Float32s, user: Float32s, context: 
         learn_number(profiles.moments[len(item) + len(user) + k], context[k])
 
 
+@compiled
+def _same_instant(events: EventColumns, left: Integer, right: Integer) -> bool:
+    """What a user did with an item in one millisecond: a film watched and liked is one row of a log."""
+    return bool(
+        events.time_ms[left] == events.time_ms[right]
+        and events.user[left] == events.user[right]
+        and events.item[left] == events.item[right]
+    )
+
+
 @compiled_loop
 def _encode_events(
     profiles: Profiles,
@@ -350,19 +414,27 @@ def _encode_events(
     ranked_event: Int64s,
     ties: Float32s,
     new_item: NDArray[np.bool_],
+    totals: Float32s,
 ) -> tuple[int, int]:
     """The loop over the events; returns the number of rows and of ranking groups."""
     n_rows = 0
     n_groups = 0
+    instant = 0
     n_item = events.item_attributes.shape[1]
     candidates = ties.shape[1]
     for e in range(len(events.kind)):
         user, item, now_ms = events.user[e], events.item[e], events.time_ms[e]
+        if e > 0 and _same_instant(events, e - 1, e):
+            new_item[e] = new_item[e - 1]
+        else:
+            instant = e
+            new_item[e] = find(profiles.items.keys, profiles.items.rows, item) < 0
         u_row = user_row(profiles, user, now_ms)
-        new_item[e] = find(profiles.items.keys, profiles.items.rows, item) < 0
         i_row = item_row(profiles, item, now_ms)
         learn_attributes(profiles.users, u_row, events.user_attributes[e], events.user_numbers[e])
         learn_attributes(profiles.items, i_row, events.item_attributes[e], events.item_numbers[e])
+        viewer = _Viewer(user, u_row, totals)
+        _total(profiles, viewer, now_ms)
 
         # A positive whose item is new would teach that rare means relevant: sampled items are never new.
         comparable = not new_item[e]
@@ -370,8 +442,7 @@ def _encode_events(
             first = n_groups * candidates
             at = _encode_user(
                 profiles,
-                u_row,
-                user,
+                viewer,
                 now_ms,
                 events.user_attributes[e],
                 events.user_numbers[e],
@@ -383,7 +454,7 @@ def _encode_events(
             )
             _encode_item(
                 profiles,
-                user,
+                viewer,
                 i_row,
                 item,
                 now_ms,
@@ -399,7 +470,7 @@ def _encode_events(
                 row = i_row
                 while row == i_row:
                     row = np.int64(profiles.live[np.int64(uniform(profiles.random, RANKING) * profiles.traffic[0])])
-                _encode_sampled(profiles, user, row, now_ms, interests, ranking, first, first + c, at)
+                _encode_sampled(profiles, viewer, row, now_ms, interests, ranking, first, first + c, at)
                 ties[n_groups, c] = uniform(profiles.random, RANKING)
             ranked_event[n_groups] = e
             n_groups += 1
@@ -408,8 +479,7 @@ def _encode_events(
             first = n_rows
             at = _encode_user(
                 profiles,
-                u_row,
-                user,
+                viewer,
                 now_ms,
                 events.user_attributes[e],
                 events.user_numbers[e],
@@ -421,7 +491,7 @@ def _encode_events(
             )
             _encode_item(
                 profiles,
-                user,
+                viewer,
                 i_row,
                 item,
                 now_ms,
@@ -441,12 +511,15 @@ def _encode_events(
                         if row == i_row:
                             row = sample_item(profiles)
                     if row != i_row:
-                        _encode_sampled(profiles, user, row, now_ms, interests, out, first, n_rows, at)
+                        _encode_sampled(profiles, viewer, row, now_ms, interests, out, first, n_rows, at)
                         event[n_rows], sampled[n_rows] = e, True
                         n_rows += 1
 
-        _learn_numbers(profiles, events.item_numbers[e], events.user_numbers[e], events.context_numbers[e])
-        remember(profiles, user, u_row, item, i_row, events.kind[e], now_ms, interests)
+        if e + 1 < len(events.kind) and _same_instant(events, e, e + 1):
+            continue
+        for k in range(instant, e + 1):
+            _learn_numbers(profiles, events.item_numbers[k], events.user_numbers[k], events.context_numbers[k])
+            remember(profiles, user, u_row, item, i_row, events.kind[k], now_ms, interests)
     return n_rows, n_groups
 
 
@@ -465,14 +538,16 @@ def _encode_candidates(
     interests: Integer,
     out: _Out,
     known: NDArray[np.bool_],
+    totals: Float32s,
 ) -> bool | np.bool_:
     u_row = find(profiles.users.keys, profiles.users.rows, user)
     if len(items) == 0:
         return u_row >= 0
+    viewer = _Viewer(user, u_row, totals)
+    _total(profiles, viewer, now_ms)
     at = _encode_user(
         profiles,
-        u_row,
-        user,
+        viewer,
         now_ms,
         user_attributes,
         user_numbers,
@@ -488,6 +563,6 @@ def _encode_candidates(
         i_row = find(profiles.items.keys, profiles.items.rows, items[n])
         known[n] = i_row >= 0
         _encode_item(
-            profiles, user, i_row, items[n], now_ms, item_attributes[n], item_numbers[n], interests, out, n, at
+            profiles, viewer, i_row, items[n], now_ms, item_attributes[n], item_numbers[n], interests, out, n, at
         )
     return bool(u_row >= 0)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from contracts.settings import FeatureSettings
 from features.compiled import compiled
 from features.counters import Counters, add, new_counters, pair_key
+from features.covisits import Covisits, load_covisits, new_covisits, save_covisits, unordered
+from features.covisits import add as count_together
 from features.directory import Directory, admit, evict, is_full, load_directory, new_directory, save_directory
 from features.idmap import Integer, Real, find, mix
 from features.schema import FeatureSchema
@@ -37,6 +39,9 @@ class Profiles(NamedTuple):
     traffic: Int64s  # [3]: known items, ring position, ring length
     pairs: Counters
     values: Counters
+    trail: Int64s  # [users, M], the items chosen last, of any type, newest first, none twice
+    covisits: Covisits
+    chosen: NDArray[np.bool_]  # [Y], types of events that a user chose, not only was shown
     moments: Float64s  # [numbers, 3]: count, mean, sum of squared deviations (Welford)
     random: NDArray[np.uint64]  # [2], splitmix64 states: of negatives, of ranking (looking changes nothing)
     half_lives_ms: Float64s  # [L]
@@ -59,6 +64,9 @@ def new_profiles(settings: FeatureSettings, schema: FeatureSchema, uniform_share
         traffic=np.zeros(3, np.int64),
         pairs=new_counters(settings.pairs, n_types, n_half_lives),
         values=new_counters(settings.values, n_types, n_half_lives),
+        trail=np.zeros((settings.users, settings.trail), np.int64),
+        covisits=new_covisits(settings.covisits, settings.covisit_half_life_ms),
+        chosen=np.array(schema.chosen, np.bool_),
         moments=np.zeros((n_numbers, 3), np.float64),
         random=np.array([seed, seed + 1]).astype(np.uint64),
         half_lives_ms=np.array(schema.half_lives_ms, np.float64),
@@ -83,6 +91,7 @@ def user_row(profiles: Profiles, user: Integer, now_ms: Integer) -> Integer:
             evict(profiles.users, profiles.recent_count[:0])
         row = admit(profiles.users, user)
         profiles.history[row, :, :] = 0
+        profiles.trail[row, :] = 0
     profiles.users.last_ms[row] = max(now_ms, profiles.users.last_ms[row])
     return row
 
@@ -149,6 +158,29 @@ def learn_number(moments: Float64s, value: Real) -> None:
 
 
 @compiled
+def _walk(profiles: Profiles, u_row: Integer, item: Integer, now_ms: Integer) -> None:
+    """Count the item together with those chosen before it, and put it at the head of the trail."""
+    trail = profiles.trail[u_row]
+    if len(trail) == 0 or trail[0] == item:
+        return
+    place = len(trail) - 1
+    for m in range(len(trail)):
+        if trail[m] == item or trail[m] == 0:
+            place = m
+            break
+    for m in range(len(trail)):
+        if trail[m] == 0:
+            break
+        if trail[m] != item:
+            count_together(profiles.covisits, unordered(trail[m], item), now_ms)
+            count_together(profiles.covisits, trail[m], now_ms)
+            count_together(profiles.covisits, item, now_ms)
+    for m in range(place, 0, -1):
+        trail[m] = trail[m - 1]
+    trail[0] = item
+
+
+@compiled
 def remember(
     profiles: Profiles,
     user: Integer,
@@ -176,6 +208,9 @@ def remember(
     profiles.recent_count[i_row] += 1
     profiles.traffic[1] = (position + 1) % size
 
+    if profiles.chosen[kind]:
+        _walk(profiles, u_row, item, now_ms)
+
     add(profiles.values, user, now_ms, kind, profiles.half_lives_ms)
     add(profiles.values, item, now_ms, kind, profiles.half_lives_ms)
     add(profiles.pairs, pair_key(user, item), now_ms, kind, profiles.half_lives_ms)
@@ -193,6 +228,8 @@ def save_profiles(profiles: Profiles) -> dict[str, NDArray[Any]]:
         directory: Directory = getattr(profiles, name)
         arrays |= {f"{name}.{part}": array for part, array in save_directory(directory).items()}
     arrays["history"] = profiles.history[arrays["users.row"]]
+    arrays["trail"] = profiles.trail[arrays["users.row"]]
+    arrays |= {f"covisits.{name}": array for name, array in save_covisits(profiles.covisits).items()}
     arrays["live"] = profiles.live[: profiles.traffic[0]]
     arrays["recent"] = profiles.recent[: profiles.traffic[2]]
     for name in ("pairs", "values"):
@@ -217,7 +254,9 @@ def load_profiles(profiles: Profiles, arrays: Mapping[str, NDArray[Any]]) -> Non
     for name in ("users", "items"):
         directory: Directory = getattr(profiles, name)
         load_directory(directory, {key.removeprefix(f"{name}."): array for key, array in arrays.items()})
-    profiles.history[arrays["users.row"]] = arrays["history"]
+    for name in ("history", "trail"):
+        getattr(profiles, name)[arrays["users.row"]] = arrays[name]
+    load_covisits(profiles.covisits, {name: arrays[f"covisits.{name}"] for name in ("entry", "cells", "evicted")})
     for name in ("traffic", "moments", "random"):
         getattr(profiles, name)[...] = arrays[name]
     profiles.live[: profiles.traffic[0]] = arrays["live"]

@@ -13,6 +13,7 @@ from features.hashing import FieldHasher, missing_id
 
 USER_FIELD = "user_id"
 ITEM_FIELD = "item_id"
+COVISITS = ("sum", "cosine sum", "cosine max", "cosine latest")
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -65,6 +66,8 @@ class FeatureSchema:
     interests: int
     event_types: tuple[str, ...]
     half_lives_ms: tuple[int, ...]
+    chosen: tuple[bool, ...]
+    """Per event type: a user chose the item, so it belongs to a task; an impression is only shown."""
     layout: Layout
 
     @classmethod
@@ -86,6 +89,7 @@ class FeatureSchema:
             + [f"user x {name} {counter}" for name in valued for counter in counters]
             + [f"item {counter}" for counter in counters]
             + [f"{name} {counter}" for name in valued for counter in counters]
+            + ([f"covisits {what}" for what in COVISITS] if settings.features.trail else [])
             + [f"{field.name} {what}" for field in item.numeric for what in ("value", "missing")]
         )
         fields = (*item.categorical, *user.categorical, *context.categorical)
@@ -96,6 +100,7 @@ class FeatureSchema:
             interests=interests,
             event_types=types,
             half_lives_ms=half_lives_ms,
+            chosen=tuple(kind in {task.event_type for task in settings.tasks} for kind in types),
             layout=Layout(
                 tasks=tuple(task.name for task in settings.tasks),
                 fields=(USER_FIELD, ITEM_FIELD, *(field.name for field in fields)),

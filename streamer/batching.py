@@ -13,13 +13,15 @@ from features.idmap import Integer
 from features.schema import FeatureSchema
 
 MOST_BATCHES = 4
-"""A batch never splits a request; one that is longer than this many full batches is split all the same."""
+"""A batch never splits a request, nor what a user did with an item in one millisecond; where that is longer than this
+many full batches, it is split all the same."""
+_NOTHING = (0, 0, -1, 0, 0, 0, -1)
 
 N_INTEGERS = 11
 KIND, USER, ITEM, TIME_MS, EMIT, KEEP, NEGATIVES, RANK, SLOT, TASK, LIST_ID = range(N_INTEGERS)
 """Rows of ``Piece.integers``; ``TASK``: the task that the event is a positive of at once. No slot, no task: -1."""
 
-N_EVENTS, N_ROWS, FIRST_EVENT_MS, LAST_REQUEST = range(4)
+N_EVENTS, N_ROWS, FIRST_EVENT_MS, LAST_REQUEST, LAST_USER, LAST_ITEM, LAST_MS = range(7)
 """Places in ``EventBuffer.counts``."""
 
 
@@ -33,8 +35,16 @@ class Piece(NamedTuple):
 
 
 @compiled
-def due(counts: Int64s, limits: Int64s, now_ms: Integer, request: Integer, n_matured: Integer) -> bool:
-    """Whether the batch closes before an event of this time and request (0: none).
+def due(
+    counts: Int64s,
+    limits: Int64s,
+    now_ms: Integer,
+    request: Integer,
+    user: Integer,
+    item: Integer,
+    n_matured: Integer,
+) -> bool:
+    """Whether the batch closes before an event of this time, request (0: none), user and item.
 
     :param limits: ``max_rows``, ``min_rows``, ``span_ms``.
     """
@@ -44,17 +54,18 @@ def due(counts: Int64s, limits: Int64s, now_ms: Integer, request: Integer, n_mat
     n_rows = counts[N_ROWS] + n_matured
     full = n_rows >= max_rows or (n_rows >= min_rows and now_ms - counts[FIRST_EVENT_MS] >= span_ms)
     same_request = request != 0 and request == counts[LAST_REQUEST]
-    return bool(full and (not same_request or n_rows >= MOST_BATCHES * max_rows))
+    same_instant = now_ms == counts[LAST_MS] and user == counts[LAST_USER] and item == counts[LAST_ITEM]
+    return bool(full and (not (same_request or same_instant) or n_rows >= MOST_BATCHES * max_rows))
 
 
 @compiled
-def count(counts: Int64s, time_ms: Integer, request: Integer, n_rows: Integer) -> None:
+def count(counts: Int64s, time_ms: Integer, request: Integer, user: Integer, item: Integer, n_rows: Integer) -> None:
     """An event joins the open batch."""
     if counts[N_EVENTS] == 0:
         counts[FIRST_EVENT_MS] = time_ms
     counts[N_EVENTS] += 1
     counts[N_ROWS] += n_rows
-    counts[LAST_REQUEST] = request
+    counts[LAST_REQUEST], counts[LAST_USER], counts[LAST_ITEM], counts[LAST_MS] = request, user, item, time_ms
 
 
 class EventBuffer:
@@ -67,7 +78,7 @@ class EventBuffer:
         self._readers = (schema.item, schema.user, schema.context)
         self._n_tasks = n_tasks
         self.limits = np.array([settings.max_rows, settings.min_rows, settings.span_ms], np.int64)
-        self.counts = np.array([0, 0, -1, 0], np.int64)
+        self.counts = np.array(_NOTHING, np.int64)
         self._pieces: list[Piece] = []
 
     @property
@@ -107,7 +118,7 @@ class EventBuffer:
         *columns, slot, task, list_id = piece.integers
         about = [column for pair in zip(piece.attributes, piece.numbers, strict=True) for column in pair]
         self._pieces = []
-        self.counts[:] = (0, 0, -1, 0)
+        self.counts[:] = _NOTHING
         return EventColumns(*columns, *about), slot, task, list_id, piece.truth
 
     def _joined(self) -> Piece:

@@ -172,13 +172,13 @@ def take(
     """
     n_kept = 0
     for e in range(start, len(events.kind)):
-        time_ms, request = events.time_ms[e], events.request[e]
-        if events.first[e] and due(counts, limits, time_ms, request, n_matured(join)):
+        time_ms, request, user, item = events.time_ms[e], events.request[e], events.user[e], events.item[e]
+        if events.first[e] and due(counts, limits, time_ms, request, user, item, n_matured(join)):
             return e, n_kept
         if seen(known, events.event[e], time_ms):
             tally.duplicates[0] += 1
             continue
-        kind, user, item, partition = events.kind[e], events.user[e], events.item[e], events.partition[e]
+        kind, partition = events.kind[e], events.partition[e]
         advance(join, partition, time_ms)
         task = rules.task[kind]
         slot: Integer = np.int64(-1)
@@ -215,5 +215,5 @@ def take(
         taken[SLOT, n_kept], taken[TASK, n_kept], taken[LIST_ID, n_kept] = slot, task, list_id
         kept[n_kept] = e
         n_kept += 1
-        count(counts, time_ms, request, 1 + negatives if emit else 0)
+        count(counts, time_ms, request, user, item, 1 + negatives if emit else 0)
     return len(events.kind), n_kept

@@ -88,7 +88,14 @@ def test_a_key_that_comes_back_starts_from_nothing() -> None:
 
 
 def test_entries_are_rounded_up_to_a_power_of_two() -> None:
-    assert [new_counters(n, 1, 1).heads[:, :, 0].size for n in (1, 4, 5, 1000, 1024, 1025)] == [4, 4, 8, 1024, 1024, 2048]
+    assert [new_counters(n, 1, 1).heads[:, :, 0].size for n in (1, 4, 5, 1000, 1024, 1025)] == [
+        4,
+        4,
+        8,
+        1024,
+        1024,
+        2048,
+    ]
 
 
 def test_the_order_of_a_pair_matters_and_no_pair_is_zero() -> None:

@@ -276,7 +276,7 @@ def test_sampled_items_are_known_ones_and_never_the_positive() -> None:
 
 
 def test_where_no_other_item_is_known_nothing_is_sampled() -> None:
-    encoded = _encode(_encoder(), [Happened(item=1), Happened(item=1, negatives=3)])
+    encoded = _encode(_encoder(), [Happened(item=1), Happened(item=1, time_ms=1, negatives=3)])
     assert encoded.rows.ids[:, 1].tolist() == [1]
     assert encoded.sampled.tolist() == [False]
 
@@ -324,7 +324,7 @@ def test_looking_changes_nothing() -> None:
 
 def test_nothing_is_ranked_before_enough_items_are_known() -> None:
     encoder = _encoder(candidates=3, known_before_ranking=4)
-    events = [Happened(item=item, rank=True) for item in (1, 2, 3, 3, 4, 4)]
+    events = [Happened(item=item, rank=True, time_ms=n) for n, item in enumerate((1, 2, 3, 3, 4, 4))]
     assert _encode(encoder, events).ranked_event.tolist() == [5]
 
 
@@ -334,11 +334,28 @@ def test_nothing_is_ranked_before_enough_items_are_known() -> None:
 def test_a_new_item_is_neither_ranked_nor_encoded_but_remembered() -> None:
     encoder = _encoder(candidates=2, known_before_ranking=2)
     _encode(encoder, [Happened(item=1), Happened(item=2)])
-    encoded = _encode(encoder, [Happened(item=3, negatives=2, rank=True), Happened(item=3, negatives=2, rank=True)])
+    encoded = _encode(encoder, [Happened(item=3, time_ms=n, negatives=2, rank=True) for n in (1, 2)])
     assert encoded.new_item.tolist() == [True, False]
     assert encoded.event.tolist() == [1, 1, 1]
     assert encoded.ranked_event.tolist() == [1]
     assert encoded.rows.history[0, 0].tolist() == [3, 2, 1]
+
+
+def test_what_a_user_did_with_an_item_in_one_millisecond_does_not_tell_of_itself() -> None:
+    """A film watched and liked is one row of a log: the like must not be told by the watching."""
+    apart, at_once = _encoder(), _encoder()
+    about = {"about_item": {"brand": "x"}}
+    for encoder in (apart, at_once):
+        _encode(encoder, [Happened(item=item, time_ms=item) for item in (1, 2, 3)])
+    both = _encode(at_once, [Happened(item=2, time_ms=9, **about), Happened(item=2, time_ms=9, kind=1, **about)])
+    one = _encode(apart, [Happened(item=2, time_ms=9, **about)])
+    for row in (0, 1):
+        np.testing.assert_array_equal(both.rows.dense[row], one.rows.dense[0])
+        np.testing.assert_array_equal(both.rows.history[row], one.rows.history[0])
+    _encode(apart, [Happened(item=2, time_ms=9, kind=1, **about)])
+    _assert_same_state(apart, at_once)
+    new = _encode(at_once, [Happened(item=7, time_ms=10), Happened(item=7, time_ms=10, kind=1)])
+    assert new.new_item.tolist() == [True, True]
 
 
 def test_a_new_item_that_outcomes_will_label_is_encoded_without_negatives() -> None:

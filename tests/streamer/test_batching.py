@@ -9,6 +9,7 @@ from streamer.batching import MOST_BATCHES, N_INTEGERS, EventBuffer, Piece, coun
 
 SETTINGS = Settings.model_validate({"fields": [{"source": "item.brand"}, {"source": "user.age", "kind": "numeric"}]})
 NO_REQUEST = 0
+USER, ITEM = 5, 6
 
 
 def _buffer(max_rows: int = 6, min_rows: int = 3, span: str = "10ms") -> EventBuffer:
@@ -17,13 +18,13 @@ def _buffer(max_rows: int = 6, min_rows: int = 3, span: str = "10ms") -> EventBu
 
 
 def _due(buffer: EventBuffer, now_ms: int, request: int, n_matured: int) -> bool:
-    return bool(due(buffer.counts, buffer.limits, now_ms, request, n_matured))
+    return bool(due(buffer.counts, buffer.limits, now_ms, request, USER, ITEM + 1, n_matured))
 
 
 def _filled(n_rows: int, ts_ms: int = 100, request: int = NO_REQUEST, **kwargs: int) -> EventBuffer:
     buffer = _buffer(**kwargs)
     for _ in range(n_rows):
-        count(buffer.counts, ts_ms, request, 1)
+        count(buffer.counts, ts_ms, request, USER, ITEM, 1)
     return buffer
 
 
@@ -51,14 +52,14 @@ def test_a_batch_closes_after_its_span_if_it_is_worth_a_step() -> None:
 def test_matured_labels_and_sampled_items_fill_a_batch_too() -> None:
     assert _due(_filled(2), 100, NO_REQUEST, 4)
     buffer = _buffer()
-    count(buffer.counts, 0, NO_REQUEST, 1 + 5)
+    count(buffer.counts, 0, NO_REQUEST, USER, ITEM, 1 + 5)
     assert _due(buffer, 0, NO_REQUEST, 0)
 
 
 def test_events_without_a_row_do_not_fill_a_batch() -> None:
     buffer = _buffer()
     for _ in range(20):
-        count(buffer.counts, 0, NO_REQUEST, 0)
+        count(buffer.counts, 0, NO_REQUEST, USER, ITEM, 0)
     assert buffer.n_events == 20
     assert not _due(buffer, 10_000, NO_REQUEST, 0)
 
@@ -73,6 +74,13 @@ def test_events_of_no_request_are_not_one_request() -> None:
     assert _due(_filled(6), 100, NO_REQUEST, 0)
 
 
+def test_what_a_user_did_with_an_item_in_one_millisecond_is_not_split() -> None:
+    buffer = _filled(8, ts_ms=100)
+    assert not due(buffer.counts, buffer.limits, 100, NO_REQUEST, USER, ITEM, 0)
+    for time_ms, user, item in ((101, USER, ITEM), (100, USER + 1, ITEM), (100, USER, ITEM + 1)):
+        assert due(buffer.counts, buffer.limits, time_ms, NO_REQUEST, user, item, 0)
+
+
 def test_an_empty_buffer_is_never_due_for_time() -> None:
     assert not _due(_buffer(), 1 << 50, NO_REQUEST, 0)
     assert _due(_buffer(), 0, NO_REQUEST, 6)
@@ -81,7 +89,7 @@ def test_an_empty_buffer_is_never_due_for_time() -> None:
 @pytest.mark.parametrize("saved_between", [False, True])
 def test_pieces_come_out_as_columns_in_order_and_the_buffer_is_empty_again(saved_between: bool) -> None:
     buffer = _buffer()
-    count(buffer.counts, 7, NO_REQUEST, 1)
+    count(buffer.counts, 7, NO_REQUEST, USER, ITEM, 1)
     buffer.add(_piece(0, 3))
     if saved_between:
         arrays, state = buffer.save()

@@ -1,0 +1,79 @@
+"""Co-visitation counts against their definition, and what the encoder makes of them."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+
+from features.covisits import Covisits, add, count, load_covisits, new_covisits, save_covisits, unordered
+
+HALF_LIFE_MS = 10_000
+EVENTS = st.lists(st.tuples(st.sampled_from([-7, 1, 2, 1 << 62]), st.integers(0, 20)), max_size=40)
+
+
+def _expected(past_s: list[int], now_s: int) -> float:
+    return sum(2 ** (-(now_s - time_s) / (HALF_LIFE_MS / 1000)) for time_s in past_s)
+
+
+@profile(deadline=None)
+@given(EVENTS)
+def test_a_count_is_the_sum_of_its_decayed_events(events: list[tuple[int, int]]) -> None:
+    """Four keys share one bucket of four ways: none is evicted."""
+    table = new_covisits(4, HALF_LIFE_MS)
+    past_s: dict[int, list[int]] = {}
+    now_s = 1_700_000_000
+    for key, step_s in events:
+        now_s += step_s
+        assert count(table, key, now_s * 1000) == pytest.approx(_expected(past_s.get(key, []), now_s), rel=1e-3)
+        add(table, key, now_s * 1000)
+        past_s.setdefault(key, []).append(now_s)
+    assert table.evicted[0] == 0
+
+
+def test_a_pair_has_no_order() -> None:
+    assert unordered(3, 9) == unordered(9, 3) != unordered(3, 8)
+
+
+def test_a_new_key_takes_the_place_of_the_one_that_counts_least() -> None:
+    table = new_covisits(4, HALF_LIFE_MS)
+    for key, times in ((1, 3), (2, 1), (3, 2), (4, 4)):
+        for _ in range(times):
+            add(table, key, 0)
+    add(table, 5, 0)
+    assert [float(count(table, key, 0)) for key in (1, 2, 3, 4, 5)] == [3, 0, 2, 4, 1]
+    assert table.evicted[0] == 1
+    # A day later what was frequent is worth nothing: what is new stays.
+    add(table, 6, 86_400_000)
+    assert count(table, 6, 86_400_000) == 1
+
+
+def test_an_event_older_than_the_newest_one_counts_in_full_and_turns_no_clock_back() -> None:
+    table = new_covisits(4, HALF_LIFE_MS)
+    add(table, 1, 50_000)
+    add(table, 1, 20_000)
+    assert count(table, 1, 50_000) == pytest.approx(2)
+    assert count(table, 1, 60_000) == pytest.approx(1, rel=1e-4)
+
+
+def test_saved_and_loaded_it_counts_the_same() -> None:
+    table, other = new_covisits(64, HALF_LIFE_MS), new_covisits(64, HALF_LIFE_MS)
+    for key in range(1, 200):
+        add(table, key * 7919, key * 100)
+    arrays = {name: array.copy() for name, array in save_covisits(table).items()}
+    load_covisits(other, arrays)
+    np.testing.assert_array_equal(other.cells, table.cells)
+    assert other.evicted[0] == table.evicted[0] > 0
+
+
+def _bytes(table: Covisits) -> int:
+    return table.cells.nbytes
+
+
+def test_sixteen_bytes_an_entry_and_a_bucket_within_one_cache_line() -> None:
+    table = new_covisits(1000, HALF_LIFE_MS)
+    assert _bytes(table) == 1024 * 16
+    assert table.cells.ctypes.data % 64 == 0
+    assert math.log2(len(table.cells)).is_integer()
