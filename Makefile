@@ -2,12 +2,13 @@
 PYTHON ?= python3
 # PyTorch's own index of CPU builds, for instance; empty: whatever pip is set up to use.
 TORCH_INDEX ?=
-# Handed to pytest: make test ARGS="-k snapshot"
+# Handed to pytest, or to the benchmarks: make test ARGS="-k snapshot"
 ARGS ?=
 
 BIN := .venv/bin
 PACKAGES := contracts features streamer learner serving cli
 READY := .venv/.ready
+BENCH_READY := .venv/.bench-ready
 KAFKA_READY := .kafka/.ready
 
 .DEFAULT_GOAL := help
@@ -26,7 +27,7 @@ demo: $(READY) ## Broker, simulated shop, learner and scorer on this machine; pr
 	$(BIN)/anabranch demo
 
 test: $(READY) ## Run every test (those that need Apache Kafka skip, and say so, before `make kafka`)
-	$(BIN)/pytest -q -rs $(ARGS)
+	$(BIN)/pytest -q -rs -n 2 --dist loadfile $(ARGS)
 
 check: $(READY) ## Lint, format and types
 	$(BIN)/ruff check .
@@ -37,10 +38,8 @@ fix: $(READY) ## Let ruff repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Run each benchmark in turn
-	@set -e; for file in benchmarks/bench_*.py; do \
-	  name=benchmarks.$$(basename "$$file" .py); echo "== python -m $$name"; $(BIN)/python -m "$$name"; \
-	done
+bench: $(BENCH_READY) ## Measure ourselves and our rivals, one table (ARGS="--only rivals"); see benchmarks/README.md
+	$(BIN)/python -m benchmarks $(ARGS)
 
 compose-check: $(READY) ## Validate docker-compose.yml and what it mounts
 	$(BIN)/pytest -q -rs tests/deploy/test_compose.py
@@ -59,6 +58,10 @@ $(READY): pyproject.toml constraints.txt
 	@# Without its dependencies: those come from the ordinary index below, at the versions pinned.
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --no-deps --index-url "$(TORCH_INDEX)" "$$(grep '^torch==' constraints.txt)")
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(BENCH_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,bench]"
 	@touch $@
 
 $(KAFKA_READY): tests/kafka/pom.xml

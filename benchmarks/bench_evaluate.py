@@ -1,45 +1,43 @@
-"""How many events a second `evaluate` takes from a file, without ranking: everything but Kafka and snapshots.
+"""`evaluate` on a file, without ranking: a log into weights and metrics, in one process and in two.
 
-python -m benchmarks.bench_evaluate
+python -m benchmarks.bench_evaluate [--events 3000000] [--runs 5]
 """
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
-import msgspec
-from prometheus_client import CollectorRegistry
+from benchmarks.figures import RUNS, Figure, arguments, in_turn, say, show
+from benchmarks.pipeline import evaluate, write_log
+from benchmarks.workloads import shop_events, shop_settings
 
-from benchmarks.workloads import add, rates, shop_events, shop_settings, show, table
-from cli._assembly import assemble
-from streamer.deadletter import MemoryDeadLetters
-from streamer.decode import EventDecoder
-from streamer.sources.file import FileSource
-
-_EVENTS = 100_000
+_EVENTS = 300_000
 
 
-def main() -> None:
-    figures = table(f"evaluate --ranking 0: {_EVENTS:,} simulated shop events from a JSON lines file, default model")
+def _title(n_events: int) -> str:
+    return f"evaluate --ranking 0: {n_events:,} events of a busy shop (2,000 a second), start-up not counted"
+
+
+TITLE = _title(_EVENTS)
+
+
+def figures(n_events: int = _EVENTS, runs: int = RUNS) -> list[Figure]:
+    """Log → weights in one and two processes."""
+    settings = shop_settings()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "shop.jsonl"
-        path.write_bytes(b"".join(msgspec.json.encode(event) + b"\n" for event in shop_events(_EVENTS)))
-        settings = shop_settings()
-        quality: dict[str, float] = {}
-
-        def run() -> int:
-            with FileSource(path) as source:
-                decoder = EventDecoder(settings, None, lambda: 1 << 52)
-                assembly = assemble(settings, source, decoder, MemoryDeadLetters(), CollectorRegistry())
-                assembly.run()
-                assembly.close_open_windows()
-            report = assembly.report(1.0, settings.model.name)
-            quality.update({name: task["last_half"]["ne"] for name, task in report["tasks"].items()})
-            return int(report["events"])
-
-        add(figures, "file → weights and metrics", rates(run), "events/s")
-    show(figures)
-    print("NE, last half:", ", ".join(f"{name} {value:.3f}" for name, value in quality.items() if value is not None))
+        say("  making events")
+        write_log(path, shop_events(n_events))
+        jobs = {
+            f"log → weights and metrics, {name}": partial(
+                evaluate, path, settings.model_copy(update={"processes": processes})
+            )
+            for name, processes in (("two processes", 2), ("one process", 1))
+        }
+        found = in_turn(jobs, runs)
+    return [Figure(name, [run.events_per_second for run in results], "events/s") for name, results in found.items()]
 
 
 if __name__ == "__main__":
-    main()
+    options = arguments(_title(_EVENTS), _EVENTS)
+    show({_title(options.events): figures(options.events, options.runs)})

@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from benchmarks.workloads import RUNS, add, shop_events, shop_settings, show, table
+from benchmarks.figures import RUNS, Figure, say, show
+from benchmarks.workloads import shop_events, shop_settings
 from cli._assembly import assemble
 from cli._children import free_port
 from cli._serving import run_server
@@ -31,9 +32,13 @@ from streamer.sources.memory import EOF, MemorySource
 _EVENTS = 20_000
 _ITEMS = 100
 _REQUESTS = 1_000
+TITLE = f"POST /v1/rank, {_ITEMS} items, one worker on one core, one connection, {_REQUESTS:,} requests a run"
 
 
-def main() -> None:
+def figures() -> list[Figure]:
+    """Rate and latency over HTTP."""
+    say("  training a model to serve")
+    cores = os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory() as directory:
         settings = shop_settings(
             snapshot={"directory": directory, "every_events": 1_000_000}, serve={"port": free_port()}
@@ -42,18 +47,20 @@ def main() -> None:
         server = multiprocessing.get_context("spawn").Process(target=_serve, args=(settings,), daemon=True)
         server.start()
         try:
-            if len(os.sched_getaffinity(0)) > 1:
-                os.sched_setaffinity(0, {1})
+            if len(cores) > 1:
+                os.sched_setaffinity(0, {max(cores)})
             _wait_until_ready(settings.serve.port)
-            figures = table(f"POST /v1/rank, {_ITEMS} items, one connection, {_REQUESTS:,} requests a run")
             runs = [_run(settings.serve.port, bodies) for _ in range(RUNS + 1)][1:]
-            add(figures, "rate", [run[0] for run in runs], "requests/s")
-            for name, column in (("p50", 1), ("p99", 2)):
-                add(figures, name, [run[column] for run in runs], "ms", digits=2)
-            show(figures)
         finally:
+            os.sched_setaffinity(0, cores)
             server.terminate()
             server.join()
+    rate, p50, p99 = zip(*runs, strict=True)
+    return [
+        Figure("rate", rate, "requests/s"),
+        Figure("latency, p50", p50, "ms", digits=2),
+        Figure("latency, p99", p99, "ms", digits=2),
+    ]
 
 
 def _train(settings: Settings) -> list[bytes]:
@@ -86,7 +93,7 @@ def _train(settings: Settings) -> list[bytes]:
 
 
 def _serve(settings: Settings) -> None:
-    os.sched_setaffinity(0, {0})
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     run_server(settings)
 
 
@@ -121,4 +128,4 @@ def _run(port: int, bodies: list[bytes]) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    show({TITLE: figures()})

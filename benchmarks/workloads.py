@@ -1,20 +1,14 @@
-"""Made-up work of a known shape, and how a figure with its spread is printed."""
+"""Made-up work of a known shape."""
 
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from contracts.batch import Batch, Rows
 from contracts.events import Event
 from contracts.settings import Settings, load_settings
 from features.schema import FeatureSchema
 from streamer.simulator import ShopSimulator, SimulatorSettings
-
-RUNS = 5
 
 
 def ten_field_settings(**overrides: object) -> Settings:
@@ -35,9 +29,28 @@ def shop_settings(**overrides: object) -> Settings:
     return load_settings(None, {"fields": fields, **overrides})
 
 
+def shop_toml() -> str:
+    """The same settings as a file's content."""
+    return "".join(f'[[fields]]\nsource = "{one.source}"\nkind = "{one.kind}"\n' for one in shop_settings().fields)
+
+
 def shop_events(n_events: int, seed: int = 0) -> Iterator[Event]:
     """The simulated shop at two thousand events a second, as a busy topic."""
     return ShopSimulator(SimulatorSettings(seed=seed, events=n_events, rate=2000.0)).events()
+
+
+def quiet_shop_events(n_events: int, seed: int = 0) -> Iterator[Event]:
+    """The shop at twenty events a second: a hundred thousand take 80 minutes, and most outcomes come within them.
+
+    At two thousand a second they would take 50 s: nearly no purchase would have happened yet, and no model's quality
+    could be told.
+    """
+    return ShopSimulator(SimulatorSettings(seed=seed, events=n_events, rate=20.0)).events()
+
+
+def quiet_shop_settings() -> Settings:
+    """Batches that fill up in spite of the quiet: learned from a log, nobody waits for them."""
+    return shop_settings(batch={"span": "1m"})
 
 
 def random_batches(settings: Settings, n_batches: int, n_rows: int, n_ids: int = 100_000, seed: int = 0) -> list[Batch]:
@@ -77,33 +90,3 @@ def random_batches(settings: Settings, n_batches: int, n_rows: int, n_ids: int =
             )
         )
     return batches
-
-
-def rates(work: Callable[[], int], runs: int = RUNS) -> list[float]:
-    """Units per second of each run; the first call, which compiles and warms caches, is not counted."""
-    work()
-    found = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        done = work()
-        found.append(done / (time.perf_counter() - started))
-    return found
-
-
-def table(title: str) -> Table:
-    """A table of figures, one a row."""
-    made = Table(title=title)
-    for column in ("what", "median", "min", "max", "unit"):
-        made.add_column(column, justify="left" if column in {"what", "unit"} else "right")
-    return made
-
-
-def add(to: Table, what: str, values: list[float], unit: str, digits: int = 0) -> None:
-    """One figure with its spread."""
-    figures = (statistics.median(values), min(values), max(values))
-    to.add_row(what, *(f"{value:,.{digits}f}" for value in figures), unit)
-
-
-def show(made: Table) -> None:
-    """Print a table, on a terminal or into a file."""
-    Console(width=110).print(made)

@@ -2,31 +2,31 @@
 
 import gc
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from contracts.batch import Batch
-from contracts.records import Offsets
 from contracts.settings import Settings
+from features.schema import FeatureSchema
 from learner.loop import INGEST, LEARNER, LearnerLoop, OtherSettingsError, check_snapshot
 from learner.metrics import LearnerMetrics
 from learner.snapshot import Snapshot, SnapshotStore
 from learner.trainer import Trainer, use_threads
 from streamer.deadletter import DeadLetterSink
 from streamer.decode import EventDecoder
-from streamer.metrics import StreamMetrics
-from streamer.pipeline import Ingest
-from streamer.prefetch import Prefetched
+from streamer.feed import Feed, Inputs
+from streamer.prefetch import ThreadFeed
 from streamer.sources._base import Source
 
 
 @dataclass
 class Assembly:
-    """One process that learns a stream: ingest → learner → snapshots."""
+    """What learns a stream: ingest → learner → snapshots."""
 
-    ingest: Ingest
+    feed: Feed
     trainer: Trainer
     loop: LearnerLoop
 
@@ -37,23 +37,23 @@ class Assembly:
         gc.collect()
         gc.freeze()
         try:
-            with Prefetched(self.ingest.stream()) as stream:
+            with closing(self.feed.stream()) as stream:
                 self.loop.run(stream, progress)
         finally:
             gc.unfreeze()
 
     def close_open_windows(self) -> None:
         """At the end of a log: count what still waits for labels as it stands; nothing is learned or saved."""
-        self.trainer.measure(self.ingest.close_open_windows())
+        self.trainer.measure(self.feed.close_open_windows())
         self.trainer.quality.finish()
 
     def report(self, seconds: float, model: str) -> dict[str, Any]:
         """The object that `evaluate --json` prints (DESIGN §7)."""
         tasks = self.trainer.quality.report()
         return {
-            "events": self.ingest.n_events,
+            "events": self.feed.standing.n_events,
             "examples": sum(task["examples"] for task in tasks.values()),
-            "rejected": self.ingest.n_rejected,
+            "rejected": self.feed.standing.n_rejected,
             "seconds": round(seconds, 3),
             "model": model,
             "tasks": tasks,
@@ -69,21 +69,40 @@ def assemble(
     *,
     store: SnapshotStore | None = None,
     snapshot: Snapshot | None = None,
-    published: Callable[[Offsets], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Assembly:
-    """Build the process, from a snapshot if there is one.
+    """Build it in one process, over a source that the caller opened and closes.
+
+    :raises OtherSettingsError: the snapshot was made under other settings, or by a version that keeps other state.
+    """
+    feed = ThreadFeed()
+    feed.open(settings, lambda _: nullcontext(Inputs(source, decoder, dead_letters)), registry, stop)
+    return assemble_behind(settings, feed, registry, store=store, snapshot=snapshot)
+
+
+def assemble_behind(
+    settings: Settings,
+    feed: Feed,
+    registry: CollectorRegistry,
+    *,
+    store: SnapshotStore | None = None,
+    snapshot: Snapshot | None = None,
+) -> Assembly:
+    """Build the learner behind a feed that is open, both from a snapshot if there is one.
 
     :raises OtherSettingsError: the snapshot was made under other settings, or by a version that keeps other state.
     """
     use_threads(settings)
-    ingest = Ingest(settings, source, decoder, dead_letters, StreamMetrics(registry), stop)
-    trainer = Trainer(settings, ingest.schema.layout)
+    layout = FeatureSchema.of(settings).layout
+    trainer = Trainer(settings, layout)
     metrics = LearnerMetrics(registry, settings.evaluation.detector)
     if snapshot is not None:
-        check_snapshot(snapshot, settings, ingest.schema.layout)
+        check_snapshot(snapshot, settings, layout)
+        # Two processes have two memories: the ingest is sent its own part only.
+        learners = trainer.save()[0].keys()
+        ingests = {name: arrays for name, arrays in snapshot.groups.items() if name not in learners}
         try:
-            ingest.restore(snapshot.groups, snapshot.states[INGEST])
+            feed.restore(ingests, snapshot.states[INGEST])
             trainer.restore(snapshot.groups, snapshot.states[LEARNER])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise OtherSettingsError(
@@ -91,4 +110,4 @@ def assemble(
                 f"hold the state that this version goes on from ({error!r}). Use that version, or give "
                 "`snapshot.directory` a new, empty folder to start afresh."
             ) from error
-    return Assembly(ingest, trainer, LearnerLoop(settings, trainer, metrics, store, published))
+    return Assembly(feed, trainer, LearnerLoop(settings, trainer, metrics, store, feed.commit))

@@ -39,7 +39,7 @@ class ShopWindow:
         self.favourite = ""
         self._url = f"http://{settings.serve.host}:{settings.serve.port}/v1/rank"
         self._events = shop.events()
-        self._publisher = EventPublisher(settings.kafka.bootstrap_servers, settings.kafka.topic)
+        self._publisher = EventPublisher(settings.kafka, settings.kafka.topic)
         self._views: Counter[str] = Counter()
         self._by_category: dict[str, Counter[str]] = defaultdict(Counter)
         self._clicks: dict[str, Counter[str]] = defaultdict(Counter)

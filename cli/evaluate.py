@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from contracts.events import Event
     from contracts.settings import Settings
+    from streamer.feed import Feed
     from streamer.mapping import Mapping
 
 _LOOKED_AT = 1000
@@ -57,7 +58,9 @@ def command(
     """
     from cli._inputs import fail, settings_and_mapping
     from contracts.settings import SettingsError
-    from streamer.sources.file import FileSourceError
+    from streamer.feed import IngestProcessError
+    from streamer.process import start_feed
+    from streamer.sources.file import STDIN, FileSourceError
 
     overrides: dict[str, Any] = {key: value for key, value in (("mode", mode), ("seed", seed)) if value is not None} | (
         {"model": {"name": model}} if model else {}
@@ -65,9 +68,11 @@ def command(
     try:
         settings, how = settings_and_mapping(config, mapping, overrides)
         settings = _with_tasks(settings, task or [], window or [])
-        settings = _look(settings, how, input, format, ranking)
-        report = _evaluate(settings, how, input, format)
-    except (SettingsError, FileSourceError, ValueError) as error:
+        # Standard input belongs to this process. Any other process imports while this one looks and imports, too.
+        with start_feed(1 if str(input) == STDIN else settings.processes) as feed:
+            settings = _look(settings, how, input, format, ranking)
+            report = _evaluate(settings, how, input, format, feed)
+    except (SettingsError, FileSourceError, IngestProcessError, ValueError) as error:
         fail(error)
 
     from cli._report import write_report
@@ -146,33 +151,31 @@ def _first_events(settings: "Settings", how: "Mapping | None", path: Path, forma
     return events
 
 
-def _evaluate(settings: "Settings", how: "Mapping | None", path: Path, format_: str | None) -> dict[str, Any]:
+def _evaluate(
+    settings: "Settings", how: "Mapping | None", path: Path, format_: str | None, feed: "Feed"
+) -> dict[str, Any]:
     import time
+    from functools import partial
 
     from prometheus_client import CollectorRegistry
 
-    from cli._assembly import assemble
-    from cli._inputs import open_log, wall_clock_ms
+    from cli._assembly import assemble_behind
+    from cli._ingest import log_inputs
     from cli._progress import Share
     from contracts.batch import Batch
-    from streamer.deadletter import MemoryDeadLetters
-    from streamer.decode import EventDecoder
 
-    dead_letters = MemoryDeadLetters()
-    with open_log(path, how, format_) as source:
-        decoder = EventDecoder(settings, how, wall_clock_ms)
-        assembly = assemble(settings, source, decoder, dead_letters, CollectorRegistry())
-        started = time.perf_counter()
-        with Share("evaluated") as share:
+    registry = CollectorRegistry()
+    feed.open(settings, partial(log_inputs, settings, how, path, format_), registry, lambda: False)
+    assembly = assemble_behind(settings, feed, registry)
+    started = time.perf_counter()
+    with Share("evaluated") as share:
 
-            def progress(batch: Batch) -> None:
-                share.advance(batch.n_events, source.progress())
+        def progress(batch: Batch) -> None:
+            share.advance(batch.n_events, feed.standing.progress)
 
-            assembly.run(progress)
-        assembly.close_open_windows()
+        assembly.run(progress)
+    assembly.close_open_windows()
     report = assembly.report(time.perf_counter() - started, settings.model.name)
-    rejected = Counter(letter.reason for letter in dead_letters.letters)
-    for reason, count in rejected.most_common():
-        example = next(letter for letter in dead_letters.letters if letter.reason == reason)
-        sys.stderr.write(f"rejected {count:,} × {reason}, first at row {example.record.offset}: {example.detail}\n")
+    for reason, count, row, detail in feed.rejected():
+        sys.stderr.write(f"rejected {count:,} × {reason}, first at row {row}: {detail}\n")
     return report

@@ -1,5 +1,6 @@
 """`anabranch learn`: the long-running consumer."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from contracts.settings import Settings
     from learner.snapshot import Snapshot, SnapshotStore
+    from streamer.feed import Feed
     from streamer.mapping import Mapping
 
 
@@ -46,50 +48,56 @@ def command(
         fail(error)
 
     from cli._logging import log_to_stderr
-    from learner.loop import OtherSettingsError
-    from learner.snapshot import SnapshotError
-    from streamer.broker import BrokerError
-    from streamer.deadletter import DeadLetterError
-    from streamer.sources.kafka import OffsetsLostError
+    from streamer.process import start_feed
 
     log_to_stderr()
-    try:
-        report = run(settings, how, until_end=until_end)
-    except (
-        BrokerError,
-        DeadLetterError,
-        OffsetsLostError,
-        OtherSettingsError,
-        SnapshotError,
-        OSError,
-        ValueError,
-    ) as error:
-        fail(error)
+    # Before anything imports torch: an ingest in a process of its own imports at the same time.
+    with start_feed(settings.processes) as feed:
+        from learner.loop import OtherSettingsError
+        from learner.snapshot import SnapshotError
+        from streamer.broker import BrokerError, StopAskedError
+        from streamer.deadletter import DeadLetterError
+        from streamer.feed import IngestProcessError
+        from streamer.sources.kafka import OffsetsLostError
+
+        try:
+            report = run(settings, how, feed, until_end=until_end)
+        except StopAskedError as stopped:
+            logging.getLogger("anabranch.learn").info("%s Nothing was read, nothing is lost.", stopped)
+            return
+        except (
+            BrokerError,
+            DeadLetterError,
+            IngestProcessError,
+            OffsetsLostError,
+            OtherSettingsError,
+            SnapshotError,
+            OSError,
+            ValueError,
+        ) as error:
+            fail(error)
     if until_end:
         from cli._report import write_report
 
         write_report(report, json)
 
 
-def run(settings: "Settings", how: "Mapping | None", *, until_end: bool) -> dict[str, Any]:
+def run(settings: "Settings", how: "Mapping | None", feed: "Feed", *, until_end: bool) -> dict[str, Any]:
     """Learn until told to stop; the report counts open windows as they stand.
 
-    Order: lock the store, load, connect, learn, snapshot, leave the group.
+    Order: lock the store, load, connect, learn, snapshot; the end of the feed leaves the group.
     """
-    import logging
     import time
+    from functools import partial
 
     from prometheus_client import REGISTRY, start_http_server
 
-    from cli._assembly import assemble
-    from cli._inputs import wall_clock_ms
+    from cli._assembly import assemble_behind
+    from cli._ingest import topic_inputs
     from cli._signals import StopOnSignal
     from contracts.components import load
     from contracts.settings import environment_names
     from learner.snapshot import SnapshotStore
-    from streamer.deadletter import KafkaDeadLetters
-    from streamer.decode import EventDecoder
-    from streamer.sources.kafka import KafkaSource
 
     # A misspelt component is told at once, not after the wait for a broker.
     load("learner.models", settings.model.name)
@@ -109,40 +117,28 @@ def run(settings: "Settings", how: "Mapping | None", *, until_end: bool) -> dict
     ):
         snapshot = _newest(store)
         resume = snapshot.manifest.resume_offsets if snapshot else None
-        with (
-            KafkaDeadLetters(settings.kafka) as dead_letters,
-            KafkaSource(settings.kafka, resume, until_end=until_end) as source,
-        ):
-            assembly = assemble(
-                settings,
-                source,
-                EventDecoder(settings, how, wall_clock_ms),
-                dead_letters,
-                REGISTRY,
-                store=store,
-                snapshot=snapshot,
-                published=source.commit,
-                stop=stop,
-            )
-            server, thread = start_http_server(settings.metrics.port, settings.metrics.host, REGISTRY)
-            log.info("Metrics on http://%s:%d/metrics.", *server.server_address[:2])
-            log.info(
-                "Learning `%s` from %s: %s.",
-                settings.kafka.topic,
-                settings.kafka.bootstrap_servers,
-                f"snapshot v{snapshot.manifest.version:08d}, {snapshot.manifest.n_events} events"
-                if snapshot
-                else f"no snapshot yet, from the {settings.kafka.start} record",
-            )
-            try:
-                assembly.run()
-            finally:
-                server.shutdown()
-                server.server_close()
-                thread.join()
-    log.info("Stopped after %d events in all.", assembly.ingest.n_events)
-    assembly.close_open_windows()
-    return assembly.report(time.perf_counter() - started, settings.model.name)
+        feed.open(settings, partial(topic_inputs, settings, how, resume, until_end), REGISTRY, stop)
+        assembly = assemble_behind(settings, feed, REGISTRY, store=store, snapshot=snapshot)
+        server, thread = start_http_server(settings.metrics.port, settings.metrics.host, REGISTRY)
+        log.info("Metrics on http://%s:%d/metrics.", *server.server_address[:2])
+        log.info(
+            "Learning `%s` from %s: %s.",
+            settings.kafka.topic,
+            settings.kafka.bootstrap_servers,
+            f"snapshot v{snapshot.manifest.version:08d}, {snapshot.manifest.n_events} events"
+            if snapshot
+            else f"no snapshot yet, from the {settings.kafka.start} record",
+        )
+        try:
+            assembly.run()
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+        log.info("Stopped after %d events in all.", feed.standing.n_events)
+        if until_end:
+            assembly.close_open_windows()
+        return assembly.report(time.perf_counter() - started, settings.model.name)
 
 
 def _newest(store: "SnapshotStore") -> "Snapshot | None":

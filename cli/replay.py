@@ -43,10 +43,11 @@ def command(
     try:
         settings, how = settings_and_mapping(config, mapping)
         decoder = EventDecoder(settings, how, wall_clock_ms)
-        servers, name = kafka or settings.kafka.bootstrap_servers, topic or settings.kafka.topic
+        chosen = {"bootstrap_servers": kafka or settings.kafka.bootstrap_servers}
+        broker, name = settings.kafka.model_copy(update=chosen), topic or settings.kafka.topic
         with open_log(input, how, format) as source:
-            create_topics(servers, {name: partitions})
-            with EventPublisher(servers, name, rate) as publisher, Steps("published") as steps:
+            create_topics(broker, {name: partitions})
+            with EventPublisher(broker, name, rate) as publisher, Steps("published") as steps:
                 while not source.ended:
                     for record in source.poll(0):
                         n_rows += 1

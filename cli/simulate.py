@@ -41,7 +41,7 @@ def command(
 
     from cli._inputs import fail, wall_clock_ms
     from cli._progress import Steps
-    from contracts.settings import parse_duration_ms
+    from contracts.settings import SettingsError, parse_duration_ms
     from streamer.simulator import START_MS, ShopSimulator, SimulatorSettings
 
     if (to is None) == (kafka is None):
@@ -77,7 +77,7 @@ def command(
             for event in stream:
                 send(event)
                 steps.advance()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SettingsError) as error:
         fail(error)
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
@@ -110,9 +110,12 @@ def _file(path: Path) -> Iterator[Callable[[Event], object]]:
 
 @contextmanager
 def _topic(bootstrap_servers: str, topic: str, n_partitions: int) -> Iterator[Callable[[Event], object]]:
+    from contracts.settings import load_settings
     from streamer.broker import create_topics
     from streamer.publish import EventPublisher
 
-    create_topics(bootstrap_servers, {topic: n_partitions})
-    with EventPublisher(bootstrap_servers, topic) as publisher:
+    # SASL and TLS by the environment, as everywhere.
+    broker = load_settings(None, {"kafka": {"bootstrap_servers": bootstrap_servers}}).kafka
+    create_topics(broker, {topic: n_partitions})
+    with EventPublisher(broker, topic) as publisher:
         yield publisher.publish

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import EnvSettingsSource
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
@@ -40,7 +40,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Task(_Section):
@@ -54,7 +54,14 @@ class Task(_Section):
     delay: Literal["fnc_in_loss", "wait"] = "fnc_in_loss"
     """How a label that comes late is learned. ``fnc_in_loss``: every exposure at once as a negative, its outcome as one
     positive more, and the loss knows (ALGORITHMS §1 A). ``wait``: once, when the window closes."""
+    parent: str = ""
+    """The task that must come first: ``purchase`` after ``click`` is a funnel, whose probabilities are products along
+    it. The exposure's own task is no stage: every example is an exposure."""
     weight: float = Field(default=1.0, ge=0)
+    positive_weight: float = Field(default=1.0, gt=0)
+    """Of a positive's loss, for a rare task; probabilities stay calibrated (learner/imbalance.py)."""
+    focal_gamma: float = Field(default=0.0, ge=0)
+    """Focal loss: examples that are predicted well count for less; probabilities stay calibrated."""
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """Probability from which accuracy, precision, recall and F1 call it a yes."""
 
@@ -87,7 +94,7 @@ class FieldSpec(_Section):
 
 
 class KafkaSettings(_Section):
-    """Where events come from, and where bad records go."""
+    """Where events come from, and where bad records go. Secrets never appear when this is printed or dumped."""
 
     bootstrap_servers: str = "localhost:9092"
     topic: str = "events"
@@ -96,13 +103,64 @@ class KafkaSettings(_Section):
     """Empty: the topic's name with ``.dead-letters`` behind."""
     start: Literal["earliest", "latest"] = "earliest"
     """Where to begin when there is no snapshot yet."""
+    client: Literal["auto", "kafka-python", "confluent"] = "auto"
+    """Which library reads the topic (ADR 10); auto: confluent where it is installed, else kafka-python."""
     max_poll_records: int = Field(default=4000, ge=1)
     session_timeout_ms: DurationMs = Field(default=45 * SECOND, alias="session_timeout")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_username: str = ""
+    sasl_password: SecretStr = SecretStr("")
+    """Best by the environment: ``ANABRANCH__KAFKA__SASL_PASSWORD``."""
+    sasl_password_file: Path | None = None
+    """A file that holds the password instead; a line end behind it does not count. Read at each connection."""
+    ssl_cafile: Path | None = None
+    """Certificates (PEM) of who may vouch for the broker; none: the system's."""
+    ssl_certfile: Path | None = None
+    """This client's own certificate (PEM), where the broker asks for one."""
+    ssl_keyfile: Path | None = None
+    ssl_key_password: SecretStr = SecretStr("")
+    ssl_check_hostname: bool = True
+
+    @model_validator(mode="after")
+    def _security_is_whole(self) -> Self:
+        protocol = self.security_protocol
+        sasl = sorted(_given(self, "sasl_"))
+        tls = sorted(_given(self, "ssl_"))
+        if protocol.startswith("SASL_"):
+            missing = [name for name in ("sasl_mechanism", "sasl_username") if name not in sasl]
+            if missing:
+                raise ValueError(f"security_protocol {protocol} needs {' and '.join(missing)}; set it too")
+            n_passwords = len({"sasl_password", "sasl_password_file"} & set(sasl))
+            if n_passwords != 1:
+                raise ValueError(
+                    f"security_protocol {protocol} needs sasl_password (by ANABRANCH__KAFKA__SASL_PASSWORD) or "
+                    f"sasl_password_file; found {'both' if n_passwords else 'neither'}, give one"
+                )
+        elif sasl:
+            raise ValueError(
+                f"{', '.join(sasl)} need security_protocol SASL_SSL or SASL_PLAINTEXT; found {protocol}. Set it, or "
+                "take them out"
+            )
+        if tls and not protocol.endswith("SSL"):
+            raise ValueError(
+                f"{', '.join(tls)} need security_protocol SSL or SASL_SSL; found {protocol}. Set it, or take them out"
+            )
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            given, other = ("certfile", "keyfile") if self.ssl_certfile else ("keyfile", "certfile")
+            raise ValueError(f"ssl_{given} {getattr(self, f'ssl_{given}')} needs ssl_{other} too; give both or neither")
+        return self
 
     @property
     def dead_letters(self) -> str:
         """The dead-letter topic's name."""
         return self.dead_letter_topic or f"{self.topic}.dead-letters"
+
+
+def _given(section: _Section, prefix: str) -> set[str]:
+    """The settings of this prefix that are not at their default."""
+    fields = type(section).model_fields
+    return {name for name in fields if name.startswith(prefix) and getattr(section, name) != fields[name].default}
 
 
 class EventSettings(_Section):
@@ -161,7 +219,7 @@ class NegativeSettings(_Section):
     """Per positive, in implicit mode."""
     exposure: int = Field(default=1, ge=0, le=64)
     """Per exposure, in exposure mode, for a task whose event is the exposure itself."""
-    uniform_share: float = Field(default=0.8, gt=0, le=1)
+    uniform_share: float = Field(default=1.0, gt=0, le=1)
     """Share drawn uniformly from the known items; the rest follows recent traffic."""
 
 
@@ -197,8 +255,11 @@ class EmbeddingSettings(_Section):
     """Hard cap on rows, their optimiser state and the id map together."""
     admit_after: int = Field(default=2, ge=1, le=255)
     """Sightings before an id gets a row of its own; until then it trains its field's cold row."""
-    learning_rate: float = Field(default=0.05, gt=0)
+    learning_rate: float = Field(default=0.02, gt=0)
     initial_accumulator: float = Field(default=0.1, gt=0)
+    accumulator_half_life_ms: DurationMs = Field(default=0, alias="accumulator_half_life")
+    """After it (event time) half of a row's past gradients is forgotten, so that its steps do not shrink for ever;
+    "0s": never."""
 
 
 class TrainSettings(_Section):
@@ -207,8 +268,22 @@ class TrainSettings(_Section):
     learning_rate: float = Field(default=1e-3, gt=0)
     clip_norm: float = Field(default=10.0, gt=0)
     balancing: str = "fixed"
+    inverse_propensity: float = Field(default=0.0, ge=0)
+    """Weight of ESCM²'s term for a task with a parent, 0.1 where it is used: its loss on the rows whose parent is
+    positive, each over the parent's probability."""
+    calibration: bool = False
+    """Correct each outcome's probability by online Platt scaling on its labels. Off, since on the simulated
+    shop the model's own are off by 1 to 5 % and correcting them cost up to 0.001 NE (docs/components.md)."""
+    l1: float = Field(default=0.0, ge=0)
+    """Weight of Σ|w|: the dense weights, and the embedding rows that a step touches."""
+    l2: float = Field(default=0.0, ge=0)
+    """Weight of Σw²/2, of the same."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of experts that each task's gate leaves out in training; of no effect on a model without gates."""
     threads: int = Field(default=0, ge=0)
     """Threads of a step; 0: one fewer than cores, at most 4."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the first layer's products; `auto`: bfloat16 where the processor computes it natively."""
 
 
 class EvaluationSettings(_Section):
@@ -266,6 +341,8 @@ class Settings(_Section):
 
     mode: Literal["exposure", "implicit"] = "exposure"
     seed: int = 0
+    processes: int = Field(default=0, ge=0, le=2)
+    """1: ingest and learner share a process; 2: each has one; 0: two where there are two cores."""
     tasks: tuple[Task, ...] = Field(default=DEFAULT_TASKS, min_length=1, max_length=16)
     fields: tuple[FieldSpec, ...] = Field(default=(), max_length=64)
     kafka: KafkaSettings = KafkaSettings()
@@ -293,6 +370,34 @@ class Settings(_Section):
                 raise ValueError(f"{what} must differ; found {', '.join(repeated)} more than once")
         return self
 
+    @model_validator(mode="after")
+    def _funnel_ends(self) -> Self:
+        parents = {task.name: task.parent for task in self.tasks}
+        for task in self.tasks:
+            if not task.parent:
+                continue
+            if self.mode == "implicit":
+                raise ValueError(
+                    f"a task has a parent in exposure mode only; found {task.parent} as the parent of {task.name}. "
+                    "In implicit mode each task compares items by samples of its own, and no probability is a product"
+                )
+            if task.parent not in parents:
+                raise ValueError(
+                    f"a task's parent is another task; found {task.parent} as the parent of {task.name}, expected one "
+                    f"of {', '.join(name for name in parents if name != task.name)}"
+                )
+            if task.event_type == self.events.exposure:
+                raise ValueError(
+                    f"the exposure's own task has no parent; found {task.parent} as the parent of {task.name}: leave "
+                    "it out"
+                )
+            path = [task.name]
+            while above := parents.get(path[-1], ""):
+                if above in path:
+                    raise ValueError(f"parents must end at a task without one; found {' after '.join([*path, above])}")
+                path.append(above)
+        return self
+
     @property
     def event_types(self) -> tuple[str, ...]:
         """The event types that the stream may hold: the exposure's, then each task's."""
@@ -300,6 +405,12 @@ class Settings(_Section):
         if self.mode == "exposure":
             types = dict.fromkeys([self.events.exposure, *types])
         return tuple(types)
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """Each task's parent as an index into the tasks; -1: it has none, or every example has passed it."""
+        indices = {task.name: k for k, task in enumerate(self.tasks) if task.event_type != self.events.exposure}
+        return tuple(indices.get(task.parent, -1) for task in self.tasks)
 
     @property
     def sampled_tasks(self) -> tuple[bool, ...]:
@@ -361,7 +472,9 @@ def _explain(path: Path | None, error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors():
         location = ".".join(str(part) for part in item["loc"]) or "settings"
-        found = "" if item["type"] in {"missing", "value_error"} else f" (found {item['input']!r})"
+        # A password, or what may be one under a misspelt name.
+        secret = "pass" in location or (item["type"] == "extra_forbidden" and item["loc"][0] == "kafka")
+        found = "" if secret or item["type"] in {"missing", "value_error"} else f" (found {item['input']!r})"
         lines.append(f"{where}{location}: {item['msg'].removeprefix('Value error, ')}{found}")
     return lines
 

@@ -26,6 +26,8 @@ _HALVE_EVERY = 1 << 18
 _MOST_SIGHTINGS = 255
 _STD = 0.01
 _EPSILON = 1e-8
+# Sweeps over the accumulators in a half-life.
+_SWEEPS = 16
 
 
 def row_bytes(width: int) -> int:
@@ -72,7 +74,9 @@ class EmbeddingTable:
         self._accumulators = np.full(self.capacity, settings.initial_accumulator, np.float32)
         self._sketch = np.zeros((2, _SKETCH), np.uint8)
         self._counts = np.zeros(3, np.int64)  # sightings since the last halving, rejected sightings, steps
+        self._swept_ms = np.full(1, -1, np.int64)  # event time of the accumulators' last decay
         self._scratch = np.full(self.capacity, -1, np.int32)
+        self._summed = np.empty((0, width), np.float32)
         generator = torch.Generator().manual_seed(seed)
         self._weights[:n_fields] = torch.randn(n_fields, width, generator=generator).numpy() * _STD
 
@@ -133,22 +137,44 @@ class EmbeddingTable:
         _embed(self._weights, ids, history, out)
         return torch.from_numpy(out)
 
-    def update(self, ids: Int64s, history: Int64s, gradient: torch.Tensor, scale: float) -> None:
+    def decay(self, now_ms: int) -> None:
+        """Let event time pass: what the accumulators have above their initial value halves in each half-life."""
+        half_life_ms = self._settings.accumulator_half_life_ms
+        since_ms = now_ms - int(self._swept_ms[0])
+        if not half_life_ms or since_ms * _SWEEPS < half_life_ms:
+            return
+        if self._swept_ms[0] >= 0:
+            initial = np.float32(self._settings.initial_accumulator)
+            self._accumulators -= initial
+            self._accumulators *= np.float32(0.5 ** (since_ms / half_life_ms))
+            self._accumulators += initial
+        self._swept_ms[0] = now_ms
+
+    def update(
+        self, ids: Int64s, history: Int64s, gradient: torch.Tensor, scale: float, l1: float = 0.0, l2: float = 0.0
+    ) -> None:
         """One row-wise Adagrad step: A += mean(g²); w −= lr·g/(√A + ε), g summed over the row's uses.
 
         :param gradient: shape ``[N, F + Y, width]``, of what :meth:`embed` returned.
         :param scale: factor that turns the mean loss's gradient into one per example, so that a row's step does not
             depend on the size of the batch.
+        :param l1: g takes l1·sign(w) + l2·w, once for each row that is touched.
         """
+        n_uses = ids.size + history.size
+        if len(self._summed) < n_uses:  # kept: two megabytes of fresh pages cost more than the sums in them
+            self._summed = np.empty((n_uses, self.width), np.float32)
         _update(
             self._weights,
             self._accumulators,
             self._scratch,
+            self._summed,
             ids,
             history,
             gradient.numpy(),
             np.float32(scale),
             np.float32(self._settings.learning_rate),
+            np.float32(l1),
+            np.float32(l2),
         )
 
     def save(self) -> dict[str, NDArray[Any]]:
@@ -160,6 +186,7 @@ class EmbeddingTable:
             "accumulators": self._accumulators[row],
             "sketch": self._sketch,
             "counts": self._counts,
+            "swept_ms": self._swept_ms,
         }
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -174,6 +201,7 @@ class EmbeddingTable:
         self._accumulators[row] = arrays["accumulators"]
         self._sketch[...] = arrays["sketch"]
         self._counts[...] = arrays["counts"]
+        self._swept_ms[...] = arrays["swept_ms"]
 
 
 @njit(cache=True, nogil=True)
@@ -277,16 +305,17 @@ def _update(
     weights: Float32s,
     accumulators: Float32s,
     scratch: NDArray[np.int32],
+    summed: Float32s,
     ids: Int64s,
     history: Int64s,
     gradient: Float32s,
     scale: Real,
     learning_rate: Real,
+    l1: Real,
+    l2: Real,
 ) -> None:
     n_fields, width = ids.shape[1], weights.shape[1]
-    n_uses = ids.size + history.size
-    touched = np.empty(n_uses, np.int64)
-    summed = np.empty((n_uses, width), np.float32)
+    touched = np.empty(len(summed), np.int64)
     n_touched: Integer = 0
     for n in range(ids.shape[0]):
         for f in range(n_fields):
@@ -305,6 +334,9 @@ def _update(
     for k in range(n_touched):
         row = touched[k]
         scratch[row] = -1
+        if l1 > 0.0 or l2 > 0.0:
+            for d in range(width):
+                summed[k, d] += l1 * np.sign(weights[row, d]) + l2 * weights[row, d]
         square = np.float32(0.0)
         for d in range(width):
             square += summed[k, d] * summed[k, d]

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid
 
-from contracts.batch import Bools, Float32s
+from contracts.batch import Bools, Float32s, Int64s
 
 _PRIOR_POSITIVES = 0.5
 _PRIOR_EXAMPLES = 10.0
@@ -32,10 +34,46 @@ def masked_bce(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
             "logits, labels and known must have one shape; "
             f"found {tuple(logits.shape)}, {tuple(labels.shape)}, {tuple(known.shape)}."
         )
+    losses: Tensor = _MaskedBce.apply(logits, labels, known)
+    return losses
+
+
+class _MaskedBce(torch.autograd.Function):
+    """Loss and gradient in one pass: as torch operations they are two dozen small ones."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+        losses, gradient = _bce(logits.numpy(), labels.numpy(), known.numpy())
+        ctx.save_for_backward(torch.from_numpy(gradient))
+        return torch.from_numpy(losses)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_losses: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * of_losses, None, None
+
+
+@njit(cache=True, nogil=True)
+def _bce(logits: Float32s, labels: Float32s, known: Bools) -> tuple[Float32s, Float32s]:
+    n_rows, n_tasks = logits.shape
     # Whatever stands where a label is not known, NaN too, must reach neither the loss nor its gradient.
-    labels = labels.masked_fill(~known, 0.0)
-    losses = binary_cross_entropy_with_logits(logits, labels, reduction="none") * known
-    return losses.sum(0) / known.sum(0).clamp(min=1)
+    gradient = np.zeros((n_rows, n_tasks), np.float32)
+    totals = np.zeros(n_tasks)
+    counts = np.zeros(n_tasks)
+    one, zero = np.float32(1.0), np.float32(0.0)
+    for n in range(n_rows):
+        for t in range(n_tasks):
+            if known[n, t]:
+                z, label = logits[n, t], labels[n, t]
+                decay = np.exp(-abs(z))
+                p = (one if z > zero else decay) / (one + decay)
+                totals[t] += max(z, zero) - z * label + np.log1p(decay)
+                gradient[n, t] = p - label
+                counts[t] += 1
+    counts = np.maximum(counts, 1.0)
+    gradient /= counts.astype(np.float32)
+    return (totals / counts).astype(np.float32), gradient
 
 
 def immediate_logits(logits: Tensor, immediate: Tensor) -> Tensor:
@@ -48,6 +86,18 @@ def immediate_logits(logits: Tensor, immediate: Tensor) -> Tensor:
     :param immediate: shape ``[T]``, bool: the tasks learned this way; the others' logits stay as they are.
     """
     return torch.where(immediate, logsigmoid(logits), logits)
+
+
+@njit(cache=True, nogil=True)
+def count_labels(labels: Float32s, known: Bools) -> tuple[Int64s, Int64s]:
+    """How many labels of each task are known, and how many of those are positive: shapes ``[N, T]`` to ``[T]``."""
+    n_rows, n_tasks = labels.shape
+    counts, positives = np.zeros(n_tasks, np.int64), np.zeros(n_tasks, np.int64)
+    for n in range(n_rows):
+        for t in range(n_tasks):
+            counts[t] += known[n, t]
+            positives[t] += known[n, t] and labels[n, t] > 0.5
+    return counts, positives
 
 
 class BaseRates:
@@ -77,11 +127,10 @@ class BaseRates:
         rates = self.rates
         return torch.from_numpy(np.log(rates / (1.0 - rates)).astype(np.float32))
 
-    def update(self, labels: Float32s, known: Bools) -> None:
-        """Take in the labels of a batch, shapes ``[N, T]``."""
-        positives = np.sum(labels, 0, np.float64, where=known)
+    def update(self, counts: Int64s, positives: Int64s) -> None:
+        """Take in a batch's labels: how many of each task are known, and how many of those positive, shapes ``[T]``."""
         self._positives += positives
-        self._examples += known.sum(0) - np.where(self._immediate, positives, 0.0)
+        self._examples += counts - np.where(self._immediate, positives, 0)
         kept = np.minimum(_HORIZON / self._examples, 1.0)
         self._positives *= kept
         self._examples *= kept

@@ -43,6 +43,11 @@ class LearnerMetrics:
         )
         self.auc = gauge("anabranch_prequential_auc", "Area under the ROC curve.", ("task", "window"))
         self.calibration = gauge("anabranch_calibration_ratio", "Predicted over actual positives.", ("task", "window"))
+        self.cosine = gauge(
+            "anabranch_task_grad_cosine",
+            "Cosine of two tasks' gradients where they meet; -1: full conflict.",
+            ("a", "b"),
+        )
         self.drift = counter("anabranch_drift_alarms", "Changes found in the prequential loss.", ("detector", "task"))
         self.rows = gauge("anabranch_embedding_rows", "Rows in use.", ("table",))
         self.bytes = gauge("anabranch_embedding_bytes", "Bytes in use, map included.", ("table",))
@@ -89,6 +94,8 @@ class LearnerMetrics:
             self._told[name] = total
         for task, loss in trainer.losses.items():
             self.loss.labels(task).set(loss)
+        for (a, b), cosine in trainer.cosines.items():
+            self.cosine.labels(a, b).set(cosine)
         self.rows.labels(_TABLE).set(trainer.table.n_rows)
         self.bytes.labels(_TABLE).set(trainer.table.n_bytes)
         self._tell_quality(trainer.quality, now_ms)

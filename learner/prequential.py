@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-from contracts.batch import Bools, Float32s, Int64s
+from contracts.batch import Float32s, Int64s
+from features.idmap import Integer, Real
 
 Arrays = dict[str, NDArray[Any]]
-_Histogram = NDArray[np.int32]
 
 BINS = 2048
 MAX_LOGIT = 12.0
@@ -88,51 +89,22 @@ def summary(block: Block) -> dict[str, int | float | None]:
     }
 
 
-class _Measured(NamedTuple):
-    """Per example, before summing; shapes ``[N]``. A cell is a place in the flattened histogram of :class:`Block`."""
+class _Kept(NamedTuple):
+    """What :class:`TaskQuality` remembers.
 
-    positive: Bools
-    loss: NDArray[np.float64]
-    probability: NDArray[np.float64]
-    yes: Bools
-    cell: Int64s
+    int32 is enough for a histogram: a block holds fewer than 2³¹ examples until the stream has seen 6·10¹⁰.
+    """
 
-    def part(self, chosen: slice | Bools) -> "_Measured":
-        return _Measured(
-            self.positive[chosen], self.loss[chosen], self.probability[chosen], self.yes[chosen], self.cell[chosen]
-        )
-
-    def tally(self) -> tuple[Int64s, _Histogram]:
-        # Fixed-point values are whole numbers below 2⁵³ even summed over a batch: their float sums are exact.
-        counts = np.array(
-            (
-                len(self.cell),
-                np.count_nonzero(self.positive),
-                int(self.loss.sum()),
-                int(self.probability.sum()),
-                np.count_nonzero(self.yes),
-                np.count_nonzero(self.yes & self.positive),
-            ),
-            dtype=np.int64,
-        )
-        return counts, np.bincount(self.cell, minlength=2 * BINS).astype(np.int32).reshape(2, BINS)
-
-
-def _measure(logits: Float32s, labels: Float32s, threshold_logit: float) -> _Measured:
-    # Python's operators instead of np.clip and np.where: called per batch and task, their overhead is what counts.
-    positive = labels > 0.5
-    sign = positive * 2.0 - 1.0
-    z = np.minimum(np.maximum(logits.astype(np.float64), -_LOSS_LIMIT), _LOSS_LIMIT)
-    if math.isnan(z.sum()):
-        # A model that says NaN is as wrong as can be; leaving it out would flatter it.
-        z = np.where(np.isnan(z), -_LOSS_LIMIT * sign, z)
-    decay = np.exp(-np.abs(z))  # in (0, 1]
-    loss = np.rint((np.log1p(decay) - np.minimum(z * sign, 0.0)) * _FIXED)
-    less_likely = decay / (1.0 + decay)  # the probability of the less likely class
-    probability = np.rint(np.abs((z >= 0.0) - less_likely) * _FIXED)
-    cell = ((z + MAX_LOGIT) * (BINS / (2 * MAX_LOGIT))).astype(np.int64)
-    cell = np.minimum(np.maximum(cell, 0), BINS - 1) + positive * BINS
-    return _Measured(positive, loss, probability, z >= threshold_logit, cell)
+    place: Int64s
+    """Shape ``[2]``: the block that is being filled, and how many examples each may hold."""
+    counts: Int64s
+    """Shape ``[MAX_BLOCKS, 6]``."""
+    histograms: NDArray[np.int32]
+    """Shape ``[MAX_BLOCKS, 2, BINS]``."""
+    part: Int64s
+    """Shape ``[WINDOW_PARTS]``: which stretch of event time a place of the ring holds."""
+    part_counts: Int64s
+    part_histograms: NDArray[np.int32]
 
 
 class TaskQuality:
@@ -153,19 +125,19 @@ class TaskQuality:
             raise ValueError(f"A window lasts at least 1 ms; found {window_ms}.")
         self._threshold_logit = math.log(threshold / (1 - threshold))
         self._part_ms = max(1, -(-window_ms // WINDOW_PARTS))
-        self._block_size = FIRST_BLOCK
-        self._current = 0
-        # int32 is enough: a block holds fewer than 2³¹ examples until the stream has seen 6·10¹⁰.
-        self._counts = np.zeros((MAX_BLOCKS, _COUNTS), dtype=np.int64)
-        self._histograms = np.zeros((MAX_BLOCKS, 2, BINS), dtype=np.int32)
-        self._part = np.full(WINDOW_PARTS, -1, dtype=np.int64)  # which stretch of event time a ring place holds
-        self._part_counts = np.zeros((WINDOW_PARTS, _COUNTS), dtype=np.int64)
-        self._part_histograms = np.zeros((WINDOW_PARTS, 2, BINS), dtype=np.int32)
+        self._kept = _Kept(
+            place=np.array([0, FIRST_BLOCK], dtype=np.int64),
+            counts=np.zeros((MAX_BLOCKS, _COUNTS), dtype=np.int64),
+            histograms=np.zeros((MAX_BLOCKS, 2, BINS), dtype=np.int32),
+            part=np.full(WINDOW_PARTS, -1, dtype=np.int64),
+            part_counts=np.zeros((WINDOW_PARTS, _COUNTS), dtype=np.int64),
+            part_histograms=np.zeros((WINDOW_PARTS, 2, BINS), dtype=np.int32),
+        )
 
     @property
     def n_examples(self) -> int:
         """Examples seen so far."""
-        return int(self._counts[:, _N].sum())
+        return int(self._kept.counts[:, _N].sum())
 
     def update(self, logits: Float32s, labels: Float32s, time_ms: Int64s | int) -> float | None:
         """Take N matured examples.
@@ -179,58 +151,8 @@ class TaskQuality:
         n = len(logits)
         if n == 0:
             return None
-        measured = _measure(logits, labels, self._threshold_logit)
-        counts, histogram = measured.tally()
-        self._extend(measured, counts, histogram)
-        self._slide(measured, counts, histogram, time_ms)
-        return int(counts[_LOSS]) / _FIXED / n
-
-    def _extend(self, measured: _Measured, counts: Int64s, histogram: _Histogram) -> None:
-        n, done = len(measured.cell), 0
-        while done < n:
-            room = self._block_size - int(self._counts[self._current, _N])
-            if room == 0:
-                self._next_block()
-                continue
-            taken = min(room, n - done)
-            if taken < n:  # a batch across a border is split, so that blocks do not depend on how batches fell
-                counts, histogram = measured.part(slice(done, done + taken)).tally()
-            self._counts[self._current] += counts
-            self._histograms[self._current] += histogram
-            done += taken
-
-    def _next_block(self) -> None:
-        self._current += 1
-        if self._current < MAX_BLOCKS:
-            return
-        half = MAX_BLOCKS // 2
-        for kept in (self._counts, self._histograms):
-            kept[:half] = kept[0::2] + kept[1::2]
-            kept[half:] = 0
-        self._current = half
-        self._block_size *= 2
-
-    def _slide(self, measured: _Measured, counts: Int64s, histogram: _Histogram, time_ms: Int64s | int) -> None:
-        if not isinstance(time_ms, np.ndarray):
-            self._add_part(int(time_ms) // self._part_ms, counts, histogram)
-            return
-        parts = time_ms // self._part_ms  # [N]
-        if parts[0] == parts[-1] and (parts == parts[0]).all():
-            self._add_part(int(parts[0]), counts, histogram)
-            return
-        for part in np.unique(parts).tolist():
-            self._add_part(part, *measured.part(parts == part).tally())
-
-    def _add_part(self, part: int, counts: Int64s, histogram: _Histogram) -> None:
-        place = part % WINDOW_PARTS
-        if part > self._part[place]:
-            self._part[place] = part
-            self._part_counts[place] = 0
-            self._part_histograms[place] = 0
-        elif part < self._part[place]:
-            return  # older than the window
-        self._part_counts[place] += counts
-        self._part_histograms[place] += histogram
+        times_ms = np.atleast_1d(np.asarray(time_ms, np.int64))
+        return _take(logits, labels, times_ms, self._threshold_logit, self._part_ms, self._kept) / _FIXED / n
 
     def all(self) -> Block:
         """All examples so far."""
@@ -238,23 +160,27 @@ class TaskQuality:
 
     def last_half(self) -> Block:
         """The second half of the examples, and at most one block more."""
-        before = np.cumsum(self._counts[:, _N]) - self._counts[:, _N]  # [MAX_BLOCKS]: examples ahead of the block
+        before = (
+            np.cumsum(self._kept.counts[:, _N]) - self._kept.counts[:, _N]
+        )  # [MAX_BLOCKS]: examples ahead of the block
         return self._from(int(np.searchsorted(before, self.n_examples // 2, side="right")) - 1)
 
     def _from(self, first: int) -> Block:
-        used = slice(first, self._current + 1)
-        return Block(self._counts[used].sum(axis=0), self._histograms[used].sum(axis=0, dtype=np.int64))
+        used = slice(first, self._kept.place[0] + 1)
+        return Block(self._kept.counts[used].sum(axis=0), self._kept.histograms[used].sum(axis=0, dtype=np.int64))
 
     def window(self, now_ms: int) -> Block:
         """The examples whose labels became known within the window that ends at ``now_ms``."""
         now = now_ms // self._part_ms
-        recent = (self._part >= 0) & (self._part > now - WINDOW_PARTS) & (self._part <= now)
-        return Block(self._part_counts[recent].sum(axis=0), self._part_histograms[recent].sum(axis=0, dtype=np.int64))
+        recent = (self._kept.part >= 0) & (self._kept.part > now - WINDOW_PARTS) & (self._kept.part <= now)
+        return Block(
+            self._kept.part_counts[recent].sum(axis=0), self._kept.part_histograms[recent].sum(axis=0, dtype=np.int64)
+        )
 
     def curve(self) -> list[CurvePoint]:
         """The learning curve: one point per block, 32 to 64 of them once the stream is long enough."""
         points, examples = [], 0
-        for counts, histogram in zip(self._counts, self._histograms, strict=True):
+        for counts, histogram in zip(self._kept.counts, self._kept.histograms, strict=True):
             if counts[_N]:
                 examples += int(counts[_N])
                 values = summary(Block(counts, histogram.astype(np.int64)))
@@ -263,7 +189,8 @@ class TaskQuality:
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Everything the future depends on: plain msgpack types, and copies of the arrays by name."""
-        plain = {"block_size": self._block_size, "current": self._current, "part_ms": self._part_ms}
+        current, block_size = self._kept.place.tolist()
+        plain = {"block_size": block_size, "current": current, "part_ms": self._part_ms}
         return plain, {name: kept.copy() for name, kept in self._arrays().items()}
 
     def restore(self, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -275,19 +202,77 @@ class TaskQuality:
         block_size, current, part_ms = (check_int(state, name) for name in ("block_size", "current", "part_ms"))
         if not (block_size >= FIRST_BLOCK and 0 <= current < MAX_BLOCKS):
             raise ValueError(f"Block {current} of {block_size} examples cannot be: expected 0 to {MAX_BLOCKS - 1}.")
-        self._block_size, self._current = block_size, current
+        self._kept.place[:] = current, block_size
         for name, kept in self._arrays().items():
             if part_ms == self._part_ms or not name.startswith("part"):
                 kept[...] = arrays[name]
 
     def _arrays(self) -> Arrays:
-        return {
-            "counts": self._counts,
-            "histograms": self._histograms,
-            "part": self._part,
-            "part_counts": self._part_counts,
-            "part_histograms": self._part_histograms,
-        }
+        return {name: kept for name, kept in self._kept._asdict().items() if name != "place"}
+
+
+@njit(cache=True, nogil=True)
+def _take(
+    logits: Float32s, labels: Float32s, times_ms: Int64s, threshold_logit: Real, part_ms: Integer, kept: _Kept
+) -> Integer:
+    """Count examples into their block and their part of the window, one by one, so that batches leave no trace.
+
+    :returns: Σ log-loss, fixed point.
+    """
+    total = np.int64(0)
+    for n in range(len(logits)):
+        positive = labels[n] > 0.5
+        z = min(max(np.float64(logits[n]), -_LOSS_LIMIT), _LOSS_LIMIT)
+        if np.isnan(logits[n]):
+            # A model that says NaN is as wrong as can be; leaving it out would flatter it.
+            z = -_LOSS_LIMIT if positive else _LOSS_LIMIT
+        decay = math.exp(-abs(z))  # in (0, 1]
+        less_likely = decay / (1.0 + decay)  # the probability of the less likely class
+        loss = np.int64(np.rint((math.log1p(decay) - min(z if positive else -z, 0.0)) * _FIXED))
+        probability = np.int64(np.rint((1.0 - less_likely if z >= 0.0 else less_likely) * _FIXED))
+        cell = np.int64(min(max((z + MAX_LOGIT) * (BINS / (2 * MAX_LOGIT)), 0.0), BINS - 1.0))
+        yes = bool(z >= threshold_logit)
+        total += loss
+        if kept.counts[kept.place[0], _N] == kept.place[1]:
+            _next_block(kept)
+        block = kept.place[0]
+        _add(kept.counts[block], positive, loss, probability, yes)
+        kept.histograms[block, np.int64(positive), cell] += 1
+        part = times_ms[min(n, len(times_ms) - 1)] // part_ms
+        place = part % WINDOW_PARTS
+        if part > kept.part[place]:
+            kept.part[place] = part
+            kept.part_counts[place] = 0
+            kept.part_histograms[place] = 0
+        if part == kept.part[place]:  # else it is older than the window
+            _add(kept.part_counts[place], positive, loss, probability, yes)
+            kept.part_histograms[place, np.int64(positive), cell] += 1
+    return total
+
+
+@njit(cache=True)
+def _add(counts: Int64s, positive: bool, loss: Integer, probability: Integer, yes: bool) -> None:
+    counts[_N] += 1
+    counts[1] += positive
+    counts[_LOSS] += loss
+    counts[_PROBABILITY] += probability
+    counts[4] += yes
+    counts[5] += yes and positive
+
+
+@njit(cache=True)
+def _next_block(kept: _Kept) -> None:
+    kept.place[0] += 1
+    if kept.place[0] < MAX_BLOCKS:
+        return
+    half = MAX_BLOCKS // 2
+    for block in range(half):
+        kept.counts[block] = kept.counts[2 * block] + kept.counts[2 * block + 1]
+        kept.histograms[block] = kept.histograms[2 * block] + kept.histograms[2 * block + 1]
+    kept.counts[half:] = 0
+    kept.histograms[half:] = 0
+    kept.place[0] = half
+    kept.place[1] *= 2
 
 
 def check_arrays(found: Mapping[str, NDArray[Any]], wanted: Mapping[str, NDArray[Any]]) -> None:

@@ -27,8 +27,8 @@ class ExampleStore:
             "list_id": np.zeros(_FIRST_SLOTS, np.int64),
         }
 
-    def put(self, batch: Batch, logits: Float32s) -> None:
-        """Keep the batch's rows that have a slot, with the logits of this moment (shape ``[B, T]``)."""
+    def put(self, batch: Batch) -> None:
+        """Keep the batch's rows that have a slot."""
         kept = np.flatnonzero(batch.slot >= 0)
         if not len(kept):
             return
@@ -40,12 +40,16 @@ class ExampleStore:
             ("history", rows.history),
             ("dense", rows.dense),
             ("log_q", rows.log_q),
-            ("logits", logits),
             ("time_ms", batch.time_ms),
             ("list_id", batch.list_id),
         ):
             self._columns[name][slot] = values[kept]
         self._columns["truth"][slot] = np.nan if batch.truth is None else batch.truth[kept]
+
+    def put_logits(self, slot: Int64s, logits: Float32s) -> None:
+        """Keep the logits of this moment, shape ``[B, T]``, of the rows that were put into these slots; -1: of none."""
+        kept = np.flatnonzero(slot >= 0)
+        self._columns["logits"][slot[kept]] = logits[kept]
 
     def rows(self, slot: Int64s) -> Rows:
         """Features of these slots."""

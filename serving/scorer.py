@@ -19,7 +19,7 @@ from features.schema import ITEM_FIELD, USER_FIELD, AttributeReader, FeatureSche
 from learner.models._frozen import FrozenModel
 from learner.snapshot import Snapshot
 
-GROUPS = ("profiles", "dense", "table", "base_rates")
+GROUPS = ("profiles", "dense", "table", "base_rates", "calibration")
 """The parts of a snapshot that scoring needs."""
 
 

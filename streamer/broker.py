@@ -1,4 +1,4 @@
-"""Brokers: start one without Docker or a JVM, wait for one, create topics."""
+"""Brokers: start one without Docker or a JVM, create topics on one."""
 
 import atexit
 import logging
@@ -12,19 +12,23 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
+from contracts.settings import KafkaSettings
+from streamer.connection import BrokerError, StopAskedError, connect, listens, never, reached_by
+from streamer.security import kafka_python_options
+
+__all__ = ["BrokerError", "EmbeddedBroker", "StopAskedError", "create_topics"]
+
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 HOST = "127.0.0.1"
 START_SECONDS = 10.0
 STOP_SECONDS = 3.0
 PORT_ATTEMPTS = 5
-LOG_EVERY_SECONDS = 5.0
 NO_CONTROLLER = 41  # Kafka's code for "not the controller": a KRaft node that is still electing
 
 # Runs in the child before it becomes the broker: the kernel kills it when its parent dies, even by SIGKILL. A Python
@@ -35,10 +39,6 @@ ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
-
-
-class BrokerError(RuntimeError):
-    """A broker cannot be started or reached, or lacks a topic; the message names it and the way out."""
 
 
 class EmbeddedBroker:
@@ -118,17 +118,29 @@ class EmbeddedBroker:
         self.stop()
 
 
-def create_topics(bootstrap_servers: str, topics: Mapping[str, int], timeout_ms: int = 30_000) -> None:
+def create_topics(
+    kafka: str | KafkaSettings,
+    topics: Mapping[str, int],
+    timeout_ms: int = 30_000,
+    stop: Callable[[], bool] = never,
+) -> None:
     """Create the topics that do not exist yet, and wait until each has a leader.
 
+    :param kafka: servers, or settings where the broker asks for SASL or TLS.
     :param topics: number of partitions by name; an existing topic keeps the number it has.
+    :param stop: gives up the wait for a broker.
     :raises BrokerError: no broker, or it refuses.
+    :raises StopAskedError: ``stop`` said so.
     """
+    settings = reached_by(kafka)
+    bootstrap_servers = settings.bootstrap_servers
 
     def _admin(wait_ms: int) -> KafkaAdminClient:
-        return KafkaAdminClient(bootstrap_servers=bootstrap_servers, bootstrap_timeout_ms=wait_ms)
+        return KafkaAdminClient(
+            bootstrap_servers=bootstrap_servers, bootstrap_timeout_ms=wait_ms, **kafka_python_options(settings)
+        )
 
-    admin = connect(_admin, bootstrap_servers, timeout_ms)
+    admin = connect(_admin, settings, timeout_ms, stop)
     try:
         present = set(admin.list_topics())
         missing = {name: n_partitions for name, n_partitions in topics.items() if name not in present}
@@ -156,65 +168,6 @@ def create_topics(bootstrap_servers: str, topics: Mapping[str, int], timeout_ms:
         raise BrokerError(f"{bootstrap_servers}: topics {', '.join(topics)} cannot be created: {error}") from error
     finally:
         admin.close()
-
-
-def connect(make: Callable[[int], T], bootstrap_servers: str, timeout_ms: int) -> T:
-    """What ``make`` returns (a Kafka client), once a broker answers; a log line tells that it waits.
-
-    A client that cannot connect leaves its thread behind, so the port is asked first and one client is made.
-
-    :param make: gets the milliseconds that are left.
-    :raises BrokerError: no broker after ``timeout_ms``, or a bootstrap address that is no address.
-    """
-    addresses = [_address(server) for server in bootstrap_servers.split(",")]
-    start_seconds = told_seconds = time.monotonic()
-    while not any(_listens(address) for address in addresses):
-        now_seconds = time.monotonic()
-        if now_seconds - start_seconds >= timeout_ms / 1000:
-            raise _absent(bootstrap_servers, timeout_ms, "nothing listens there")
-        if now_seconds - told_seconds >= LOG_EVERY_SECONDS:
-            logger.warning("waiting for a Kafka broker at %s", bootstrap_servers)
-            told_seconds = now_seconds
-        time.sleep(0.1)
-    left_ms = timeout_ms - int((time.monotonic() - start_seconds) * 1000)
-    try:
-        return make(max(left_ms, 1_000))
-    except KafkaError as error:
-        raise _absent(bootstrap_servers, timeout_ms, f"{type(error).__name__}: {error}") from error
-
-
-def close_producer(producer: Any, timeout_s: float) -> None:
-    """Close a ``KafkaProducer`` within the time, whether or not its broker is still there."""
-    try:
-        producer.close(timeout=timeout_s)
-    except KafkaError as error:
-        logger.warning("closing with records that were not stored: %s", error)
-        # kafka-python 3.0.12 gives up here before it stops its thread, and tries again when collected.
-        producer._sender.force_close()
-        producer._sender.join(timeout_s)
-        producer.close(timeout=timeout_s)
-
-
-def _absent(bootstrap_servers: str, timeout_ms: int, why: str) -> BrokerError:
-    return BrokerError(
-        f"No Kafka broker answers at `{bootstrap_servers}` after {timeout_ms / 1000:.1f} s ({why}). Start one "
-        "(`anabranch broker`), or set kafka.bootstrap_servers."
-    )
-
-
-def _address(server: str) -> tuple[str, int]:
-    host, colon, port = server.strip().rpartition(":")
-    if not host or not colon or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise BrokerError(f"Bootstrap servers are host:port, separated by commas; found `{server.strip()}`.")
-    return host.strip("[]"), int(port)
-
-
-def _listens(address: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(address, timeout=2).close()
-    except OSError:
-        return False
-    return True
 
 
 def _find_binary() -> str:
@@ -278,7 +231,7 @@ def _is_ready(process: "subprocess.Popen[bytes]", port: int, output: int) -> boo
         said = _read(output)
         if b"AddrInUse" in said:
             return False
-        if b"ready in" in said and _listens((HOST, port)):
+        if b"ready in" in said and listens((HOST, port)):
             return True
         time.sleep(0.005)
     return False

@@ -2,6 +2,7 @@
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, Self
 
 from kafka import KafkaProducer
@@ -9,7 +10,9 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from contracts.records import Record
 from contracts.settings import KafkaSettings
-from streamer.broker import close_producer, connect, create_topics
+from streamer.broker import create_topics
+from streamer.connection import close_producer, connect, never
+from streamer.security import kafka_python_options
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +80,16 @@ class KafkaDeadLetters:
 
     Delivery is at least once: a run that resumes sends the bad records behind its snapshot again.
 
+    :param stop: gives up the wait for a broker.
     :raises BrokerError: no broker, or the topic is missing and cannot be created.
+    :raises StopAskedError: ``stop`` said so.
     """
 
-    def __init__(self, settings: KafkaSettings, connect_timeout_ms: int = 30_000) -> None:
+    def __init__(
+        self, settings: KafkaSettings, connect_timeout_ms: int = 30_000, stop: Callable[[], bool] = never
+    ) -> None:
         self._topic = settings.dead_letters
-        create_topics(settings.bootstrap_servers, {self._topic: 1}, connect_timeout_ms)
+        create_topics(settings, {self._topic: 1}, connect_timeout_ms, stop)
         self._producer: Any = connect(
             lambda wait_ms: KafkaProducer(
                 bootstrap_servers=settings.bootstrap_servers,
@@ -95,9 +102,11 @@ class KafkaDeadLetters:
                 max_block_ms=TOPIC_WAIT_MS,
                 allow_auto_create_topics=False,
                 max_request_size=64 << 20,  # whether a record is too large is the broker's to say
+                **kafka_python_options(settings),
             ),
-            settings.bootstrap_servers,
+            settings,
             connect_timeout_ms,
+            stop,
         )
         self._pending: list[tuple[Any, DeadLetter]] = []
         self._closed = False

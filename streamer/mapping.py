@@ -64,6 +64,11 @@ class Mapping(Part):
     def _plan(self) -> "_Plan":
         return _Plan(self)
 
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        # The plan is of closures, which do not cross to another process; it is made anew there.
+        return {**state, "__dict__": {name: value for name, value in state["__dict__"].items() if name != "_plan"}}
+
     def events(self, row: Row, place: str = "row") -> list[Event]:
         """The row's events: its own, then one per flag that is set; none for an ignored type.
 

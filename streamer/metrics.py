@@ -1,6 +1,13 @@
 """What the streamer tells Prometheus (ALGORITHMS §9)."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+import threading
+from collections.abc import Iterable
+from multiprocessing.connection import Connection
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
+from prometheus_client.registry import Collector
+
+_ANSWER_SECONDS = 2.0
 
 
 class StreamMetrics:
@@ -23,3 +30,41 @@ class StreamMetrics:
         self.orphans = counter("anabranch_joiner_orphans", "Outcomes without an open exposure.", ("task",))
         self.evicted = counter("anabranch_joiner_evicted", "Exposures given up because too many were open.")
         self.late = counter("anabranch_labels_late", "Outcomes after their attribution window.", ("task",))
+
+
+class RemoteMetrics(Collector):
+    """The metrics of another process, asked for at each scrape (:func:`answer_scrapes`).
+
+    Where it does not answer, or has ended, they stand as they were.
+    """
+
+    def __init__(self, connection: "Connection[None, list[Metric]]") -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._asked = False
+        self._latest: list[Metric] = []
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics as of now."""
+        with self._lock:
+            try:
+                if not self._asked:
+                    self._connection.send(None)
+                    self._asked = True
+                # An answer that comes too late is the next scrape's.
+                if self._connection.poll(_ANSWER_SECONDS):
+                    self._latest = self._connection.recv()
+                    self._asked = False
+            except (EOFError, OSError):
+                return self._latest
+            return self._latest
+
+
+def answer_scrapes(connection: "Connection[list[Metric], None]", registry: CollectorRegistry) -> None:
+    """Send the registry's metrics whenever they are asked for, until nobody is there any more.
+
+    :raises EOFError: the other side is gone.
+    """
+    while True:
+        connection.recv()
+        connection.send(list(registry.collect()))

@@ -6,11 +6,20 @@ does not depend on it.
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
+
+from numpy.typing import NDArray
 
 from contracts.batch import Barrier, Batch
+from contracts.records import Offsets
+from contracts.settings import Settings
+from streamer.feed import OpenInputs, Rejected, Standing, rejected_of, standing_of
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 _DEPTH = 4
 _PATIENCE_SECONDS = 0.1
@@ -72,3 +81,56 @@ class Prefetched:
             except queue.Full:
                 continue
             return
+
+
+class ThreadFeed:
+    """The :class:`~streamer.feed.Feed` in this process: one thread ahead of the learner's."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def open(
+        self, settings: Settings, open_inputs: OpenInputs, registry: "CollectorRegistry", stop: Callable[[], bool]
+    ) -> None:
+        """Connect."""
+        from streamer.metrics import StreamMetrics
+        from streamer.pipeline import Ingest
+
+        self._inputs = inputs = self._stack.enter_context(open_inputs(stop))
+        self._ingest = Ingest(
+            settings, inputs.source, inputs.decoder, inputs.dead_letters, StreamMetrics(registry), stop
+        )
+
+    def restore(self, groups: Mapping[str, dict[str, NDArray[Any]]], state: dict[str, Any]) -> None:
+        """Take up an ingest's part of a snapshot."""
+        self._ingest.restore(groups, state)
+
+    def stream(self) -> Generator[Batch | Barrier]:
+        """The stream, a few batches ahead."""
+        with Prefetched(self._ingest.stream()) as stream:
+            yield from stream
+
+    def commit(self, offsets: Offsets) -> None:
+        """Tell the source; its thread waits at the barrier meanwhile."""
+        self._inputs.source.commit(offsets)
+
+    def close_open_windows(self) -> Batch:
+        """The examples still waiting, labelled as they stand."""
+        return self._ingest.close_open_windows()
+
+    def rejected(self) -> list[Rejected]:
+        """Bad records by reason."""
+        return rejected_of(self._inputs.dead_letters)
+
+    @property
+    def standing(self) -> Standing:
+        """How far the ingest is."""
+        return standing_of(self._ingest, self._inputs.source)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)

@@ -12,7 +12,9 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.partitioner.default import murmur2
 
 from contracts.events import Event
-from streamer.broker import close_producer, connect
+from contracts.settings import KafkaSettings
+from streamer.connection import close_producer, connect, reached_by
+from streamer.security import kafka_python_options
 
 MAX_IN_FLIGHT = 20_000
 CHECKED_AT_ONCE = 1_000
@@ -29,6 +31,7 @@ class EventPublisher:
 
     Events are sent in the background; a failure surfaces at a later ``publish`` or at ``flush``.
 
+    :param kafka: servers, or settings where the broker asks for SASL or TLS.
     :param rate_per_s: at most so many events a second, evenly spread; None: as fast as they come.
     :param clock: seconds, monotonic.
     :param sleep: waits so many seconds.
@@ -38,7 +41,7 @@ class EventPublisher:
 
     def __init__(
         self,
-        bootstrap_servers: str,
+        kafka: str | KafkaSettings,
         topic: str,
         rate_per_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -47,6 +50,7 @@ class EventPublisher:
     ) -> None:
         if rate_per_s is not None and rate_per_s <= 0:
             raise ValueError(f"rate_per_s must be positive; found {rate_per_s}")
+        settings = reached_by(kafka)
         self._topic = topic
         self._rate_per_s = rate_per_s
         self._clock = clock
@@ -59,7 +63,7 @@ class EventPublisher:
         self._closed = False
         self._producer: Any = connect(
             lambda wait_ms: KafkaProducer(
-                bootstrap_servers=bootstrap_servers,
+                bootstrap_servers=settings.bootstrap_servers,
                 bootstrap_timeout_ms=wait_ms,
                 client_id="anabranch-publisher",
                 acks="all",
@@ -72,15 +76,18 @@ class EventPublisher:
                 linger_ms=20,
                 max_block_ms=TOPIC_WAIT_MS,
                 allow_auto_create_topics=False,  # a misspelt topic is an error
+                **kafka_python_options(settings),
             ),
-            bootstrap_servers,
+            settings,
             connect_timeout_ms,
         )
         try:
             self._n_partitions = len(self._producer.partitions_for(topic))
         except (KafkaError, ValueError) as error:
             self.close()
-            raise PublishError(f"Topic `{topic}` is not there at {bootstrap_servers}: {error}. Create it.") from error
+            raise PublishError(
+                f"Topic `{topic}` is not there at {settings.bootstrap_servers}: {error}. Create it."
+            ) from error
         # kafka-python hashes a key in Python at every send: a fifth of the whole cost.
         self._place = lru_cache(CACHED_USERS)(self._partition_of)
 

@@ -44,6 +44,16 @@ def apache_kafka() -> Iterator[str]:
         yield broker.bootstrap_servers
 
 
+@pytest.fixture(scope="session")
+def secured_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Apache Kafka with SASL and TLS; its certificate is for `localhost`. A test that asks for it is marked `kafka`.
+
+    ``.servers[protocol]`` and ``.login``, see `tests/kafka/apache.py`.
+    """
+    with _started(_APACHE.Login.made_in(tmp_path_factory.mktemp("login"))) as broker:
+        yield broker
+
+
 @pytest.fixture
 def start_apache_kafka() -> Iterator[Callable[[], Any]]:
     """Starts Apache Kafka for one test, to restart or stop: ``.bootstrap_servers``, ``.restart()``, ``.stop()``."""
@@ -72,12 +82,15 @@ def topic() -> str:
 
 
 class _started:  # noqa: N801 - reads as what it is
+    def __init__(self, login: Any = None) -> None:
+        self._login = login
+
     def __enter__(self) -> Any:
         if missing := _APACHE.why_not():
             if os.environ.get(REQUIRE_KAFKA) == "1":
                 pytest.fail(f"{REQUIRE_KAFKA}=1, but {missing}")
             pytest.skip(missing)
-        self._broker = _APACHE.ApacheKafka()
+        self._broker = _APACHE.ApacheKafka(self._login)
         return self._broker.start()
 
     def __exit__(self, *_: object) -> None:

@@ -1,11 +1,13 @@
 """Fixed weights: the plain weighted sum of the tasks' losses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from learner.balancing._base import shares
 
 
 class Balancing:
@@ -17,8 +19,21 @@ class Balancing:
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
-        self._weights = torch.tensor(list(weights), dtype=torch.float32)
+        self._weights = weights
 
-    def __call__(self, losses: Tensor, counts: Tensor, rates: NDArray[np.float64]) -> Tensor:  # noqa: ARG002
+    def __call__(
+        self,
+        losses: Tensor,
+        counts: Tensor,
+        rates: NDArray[np.float64],  # noqa: ARG002
+        shared: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
         """The total, see :class:`learner.balancing._base.Balancer`."""
-        return (losses * self._weights * counts).sum() / counts.max().clamp(min=1)
+        return (losses * shares(self._weights, counts)).sum()
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Nothing."""
+        return {}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """The inverse of :meth:`state`."""

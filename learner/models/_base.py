@@ -7,14 +7,14 @@ A module defines ``EMBEDDINGS_PER_TASK`` (true: each task has embeddings of its 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from contracts.batch import Bools, Float32s, Layout
+from contracts.batch import Layout
 from contracts.components import load
 from contracts.settings import ModelSettings
+from learner.models._blocks import ExpertDropout, ParallelMlp
 
 
 class Shape(NamedTuple):
@@ -39,10 +39,21 @@ class Network(nn.Module):
     """Deep part plus a wide linear part over the dense features; both start at zero (DESIGN §3).
 
     The wide part is that of Cheng et al. 2016 (Wide & Deep): behaviour features act on a logit directly, since ids
-    alone lose to a recency memory.
+    alone lose to a recency memory. Each task's weights stand on common ones, unless the tasks share nothing.
+
+    :param precision: of the first layer's products, where the architecture has a :class:`ParallelMlp`.
+    :param dropout: rate of each :class:`ExpertDropout` of the architecture, in training mode.
     """
 
-    def __init__(self, name: str, layout: Layout, settings: ModelSettings, seed: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        layout: Layout,
+        settings: ModelSettings,
+        seed: int,
+        precision: torch.dtype = torch.float32,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         module = load("learner.models", name)
         n_tasks = len(layout.tasks)
@@ -53,7 +64,15 @@ class Network(nn.Module):
             torch.manual_seed(seed)
             self.deep: nn.Module = module.build(shape, settings)
             self.wide = nn.Linear(len(layout.dense), n_tasks, bias=False)
+            self.common = None if module.EMBEDDINGS_PER_TASK else nn.Linear(len(layout.dense), 1, bias=False)
         nn.init.zeros_(self.wide.weight)
+        if self.common is not None:
+            nn.init.zeros_(self.common.weight)
+        for part in self.deep.modules():
+            if isinstance(part, ParallelMlp):
+                part.precision = precision
+            elif isinstance(part, ExpertDropout):
+                part.rate = dropout
 
     def forward(self, embeddings: Tensor, dense: Tensor) -> Tensor:
         """Residual logits: to be added to each task's base-rate logit.
@@ -63,20 +82,7 @@ class Network(nn.Module):
         :returns: shape ``[N, T]``.
         """
         logits: Tensor = self.deep(embeddings, dense) + self.wide(dense)
-        return logits
-
-
-def comparable_logits(residual: Float32s, log_q: Float32s, base: Float32s, sampled: Bools) -> Float32s:
-    """Logits that compare items, from the network's residuals; what scoring serves.
-
-    An outcome's logit is residual + base rate. A task that learned against sampled items gives the log-odds of its item
-    against one drawn uniformly: training removed log q, so it is added here (Yi et al. 2019).
-
-    :param residual: shape ``[N, T]``; ``log_q``: ``[N]``; ``base`` and ``sampled``: ``[T]``.
-    :returns: shape ``[N, T]``.
-    """
-    logits: Float32s = residual + np.where(sampled, log_q[:, None], base)
-    return logits
+        return logits if self.common is None else logits + self.common(dense)
 
 
 def load_network(network: Network, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -6,6 +6,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from learner.models._first_layer import FirstLayer
+from learner.models._mixture import Mixture
+
 
 class ParallelLinear(nn.Module):
     """E linear layers side by side: ``[E, N, in]`` to ``[E, N, out]`` by one batched product."""
@@ -26,35 +29,61 @@ class ParallelLinear(nn.Module):
 class ParallelMlp(nn.Module):
     """E networks of ReLU layers over one shared input, and linear outputs beside them.
 
-    The first layer of all of them is one product, of the embeddings and of the dense features apart: the dense features
-    need no gradient, and nothing is concatenated.
+    The first layer of all of them is one product (:class:`FirstLayer`), in ``precision``.
 
     :param n_beside: linear outputs of the same input (gates), zero at first.
     """
+
+    precision = torch.float32
 
     def __init__(
         self, count: int, n_embedded: int, n_dense: int, layers: tuple[int, ...], *, n_beside: int = 0
     ) -> None:
         super().__init__()
-        self.count, self.n_out = count, layers[-1]
+        self.n_out = layers[-1]
         n_hidden = count * layers[0]
-        self.embedded = nn.Parameter(torch.zeros(n_embedded, n_hidden + n_beside))
-        self.dense = nn.Parameter(torch.zeros(n_dense, n_hidden + n_beside))
+        self.weight = nn.Parameter(torch.zeros(n_embedded + n_dense, n_hidden + n_beside))
         self.bias = nn.Parameter(torch.zeros(n_hidden + n_beside))
         with torch.no_grad():
-            for weight in (self.embedded, self.dense):
-                weight[:, :n_hidden].normal_(std=math.sqrt(2.0 / (n_embedded + n_dense)))
-        self._n_hidden = n_hidden
+            self.weight[:, :n_hidden].normal_(std=math.sqrt(2.0 / (n_embedded + n_dense)))
+        self._sizes = (count, layers[0])
         self.rest = nn.ModuleList(ParallelLinear(count, below, above) for below, above in itertools.pairwise(layers))
 
     def forward(self, embedded: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """``[N, C·d]`` and ``[N, D]`` to ``[E, N, H]`` and ``[N, n_beside]``."""
-        first = torch.addmm(torch.addmm(self.bias, dense, self.dense), embedded, self.embedded)
-        hidden = torch.relu(first[:, : self._n_hidden])  # [N, E·H]
-        hidden = hidden.view(len(first), self.count, self._n_hidden // self.count).transpose(0, 1)  # [E, N, H]
+        hidden, beside = FirstLayer.apply(embedded, dense, self.weight, self.bias, self._sizes, self.precision)
         for layer in self.rest:
             hidden = torch.relu(layer(hidden))
-        return hidden, first[:, self._n_hidden :]
+        return hidden, beside
+
+
+class ExpertDropout(nn.Module):
+    """In training, gates that leave out some experts, for each row and task by chance; the others share the weight.
+
+    As on the gates of Zhao et al. 2019 (RecSys): no expert may rely on never being left out.
+    """
+
+    rate = 0.0
+
+    def forward(self, gates: Tensor) -> Tensor:
+        """Shape ``[T, E, N]``; a row whose experts were all left out sees none."""
+        if not self.training or not self.rate:
+            return gates
+        kept = gates * (torch.rand(gates.shape) >= self.rate)
+        return kept / kept.sum(1, keepdim=True).clamp(min=torch.finfo(kept.dtype).tiny)
+
+
+def mixtures(beside: Tensor, experts: Tensor, n_tasks: int, dropout: ExpertDropout) -> Tensor:
+    """What each task sees of the experts: their sum, weighted by the softmax over its gate.
+
+    :param beside: the gates' logits, shape ``[N, T·E]``.
+    :param experts: shape ``[E, N, H]``.
+    :returns: shape ``[T, N, H]``.
+    """
+    # A softmax over four numbers at a time is slow; over rows that lie side by side it is vectorised.
+    gates = beside.t().reshape(n_tasks, len(experts), -1).softmax(1)  # [T, E, N]
+    mixed: Tensor = Mixture.apply(dropout(gates), experts)
+    return mixed
 
 
 class Towers(nn.Module):
@@ -69,3 +98,21 @@ class Towers(nn.Module):
         """Logits of each task from its own input."""
         logits: Tensor = self.out(torch.relu(self.hidden(inputs)))  # [T, N, 1]
         return logits.squeeze(2).t()
+
+
+class CommonTowers(nn.Module):
+    """A tower per task on top of one that all have in common: ``[T + 1, N, in]`` to ``[N, T]``, zero at first.
+
+    What makes an item worth a view makes it worth a purchase, too: a rare task starts from what the frequent ones know,
+    and learns how it differs (as Evgeniou & Pontil, KDD 2004, have it for linear models). The last input is the
+    common tower's.
+    """
+
+    def __init__(self, n_tasks: int, n_in: int, width: int) -> None:
+        super().__init__()
+        self.towers = Towers(n_tasks + 1, n_in, width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits of each task from its own input and the common one."""
+        logits: Tensor = self.towers(inputs)  # [N, T + 1]
+        return logits[:, :-1] + logits[:, -1:]

@@ -1,4 +1,4 @@
-"""A model for scoring: network, embedding rows and base rates of one snapshot, read only."""
+"""A model for scoring: network, embedding rows, base rates and calibration of one snapshot, read only."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from contracts.batch import Float32s, Layout, Rows
 from contracts.settings import Settings
 from learner.embedding import EmbeddingTable
-from learner.losses import BaseRates
-from learner.models._base import Network, comparable_logits, load_network
+from learner.models._base import Network, load_network
+from learner.models._readout import Readout
 
 
 class FrozenModel:
     """Gives probabilities for encoded rows.
 
-    :param groups: the snapshot's groups ``dense``, ``table`` and ``base_rates``.
+    :param groups: the snapshot's groups ``dense``, ``table``, ``base_rates`` and ``calibration``.
     """
 
     def __init__(self, settings: Settings, layout: Layout, groups: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
@@ -31,18 +31,17 @@ class FrozenModel:
             settings.seed,
         )
         self._table.load(groups["table"])
-        rates = BaseRates(len(layout.tasks), np.array(settings.immediate_tasks))
-        rates.load(groups["base_rates"])
-        self._base = rates.logits.numpy()
-        self._sampled = np.array(settings.sampled_tasks, np.bool_)
+        self._readout = Readout(settings)
+        self._readout.load(groups)
+        self._n_tasks = len(layout.tasks)
 
     def probabilities(self, rows: Rows) -> Float32s:
-        """Shape ``[N, T]``. For a task learned against sampled items: the item against one drawn uniformly."""
+        """Shape ``[N, T]``, calibrated; for a task learned against sampled items: the item against a uniform draw."""
         if not len(rows):
-            return np.zeros((0, len(self._base)), np.float32)
+            return np.zeros((0, self._n_tasks), np.float32)
         with torch.inference_mode():
             embedded = self._table.embed(*self._table.rows(rows))
-            residual = self._network(embedded, torch.from_numpy(rows.dense)).numpy()
-        logits = comparable_logits(residual, rows.log_q, self._base, self._sampled)
+            residual = self._network(embedded, torch.from_numpy(rows.dense))
+            logits = self._readout.comparable(residual, rows.log_q)
         probabilities: Float32s = torch.from_numpy(logits).sigmoid().numpy()
         return probabilities

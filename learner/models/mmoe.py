@@ -1,10 +1,13 @@
-"""Multi-gate mixture of experts (Ma et al., KDD 2018): shared experts, one gate and one tower per task."""
+"""Multi-gate mixture of experts (Ma et al., KDD 2018): shared experts, one gate and one tower per task.
+
+One more gate and tower are common to all tasks (:class:`learner.models._blocks.CommonTowers`).
+"""
 
 from torch import Tensor, nn
 
 from contracts.settings import ModelSettings
 from learner.models._base import Shape
-from learner.models._blocks import ParallelMlp, Towers
+from learner.models._blocks import CommonTowers, ExpertDropout, ParallelMlp, mixtures
 
 EMBEDDINGS_PER_TASK = False
 
@@ -19,18 +22,16 @@ class Mmoe(nn.Module):
             shape.n_embeddings * shape.width,
             shape.n_dense,
             settings.expert_layers,
-            n_beside=shape.n_tasks * settings.experts,
+            n_beside=(shape.n_tasks + 1) * settings.experts,
         )
-        self.towers = Towers(shape.n_tasks, self.experts.n_out, settings.tower)
-        self._gates = (shape.n_tasks, settings.experts, -1)
+        self.dropout = ExpertDropout()
+        self.towers = CommonTowers(shape.n_tasks, self.experts.n_out, settings.tower)
+        self._n_gates = shape.n_tasks + 1
 
     def forward(self, embeddings: Tensor, dense: Tensor) -> Tensor:
         """Residual logits, shape ``[N, T]``."""
-        experts, beside = self.experts(embeddings.flatten(1), dense)  # [E, N, H], [N, T·E]
-        # A softmax over four numbers at a time is slow; over rows that lie side by side it is vectorised.
-        gates = beside.t().reshape(self._gates).softmax(1)  # [T, E, N]
-        mixed = (gates.unsqueeze(3) * experts).sum(1)  # [T, N, H]
-        logits: Tensor = self.towers(mixed)
+        experts, beside = self.experts(embeddings.flatten(1), dense)  # [E, N, H], [N, (T + 1)·E]
+        logits: Tensor = self.towers(mixtures(beside, experts, self._n_gates, self.dropout))
         return logits
 
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from contracts.settings import ModelSettings
 from learner.models._base import Shape
-from learner.models._blocks import ParallelMlp, Towers
+from learner.models._blocks import CommonTowers, ParallelMlp
 
 EMBEDDINGS_PER_TASK = False
 
@@ -15,13 +15,13 @@ class SharedBottom(nn.Module):
     def __init__(self, shape: Shape, settings: ModelSettings) -> None:
         super().__init__()
         self.bottom = ParallelMlp(1, shape.n_embeddings * shape.width, shape.n_dense, settings.expert_layers)
-        self.towers = Towers(shape.n_tasks, self.bottom.n_out, settings.tower)
-        self._n_tasks = shape.n_tasks
+        self.towers = CommonTowers(shape.n_tasks, self.bottom.n_out, settings.tower)
+        self._n_towers = shape.n_tasks + 1
 
     def forward(self, embeddings: Tensor, dense: Tensor) -> Tensor:
         """Residual logits, shape ``[N, T]``."""
         shared, _ = self.bottom(embeddings.flatten(1), dense)  # [1, N, H]
-        logits: Tensor = self.towers(shared.expand(self._n_tasks, -1, -1))
+        logits: Tensor = self.towers(shared.expand(self._n_towers, -1, -1))
         return logits
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
@@ -11,35 +11,34 @@ from kafka.structs import OffsetAndMetadata
 
 from contracts.records import Offsets, Partition, Record
 from contracts.settings import KafkaSettings
-from streamer.broker import LOG_EVERY_SECONDS, BrokerError, connect
+from streamer.connection import LOG_EVERY_SECONDS, BrokerError, StopAskedError, connect, never
+from streamer.security import kafka_python_options
+from streamer.sources._standing import (
+    CONNECT_MS,
+    FETCH_BYTES,
+    FETCH_WAIT_MS,
+    METADATA_AGE_MS,
+    PARTITION_FETCH_BYTES,
+    RESOLVE_MS,
+    OffsetsLostError,
+    Standing,
+    heartbeat_interval_ms,
+    show,
+)
+
+__all__ = ["KafkaSource", "OffsetsLostError"]
 
 logger = logging.getLogger(__name__)
 
-CONNECT_MS = 30_000
 CLOSE_MS = 5_000
-RESOLVE_MS = 10_000
-METADATA_AGE_MS = 60_000  # how late a new partition may be noticed
-FETCH_BYTES = 64 << 20
-PARTITION_FETCH_BYTES = 8 << 20
-
-
-class OffsetsLostError(ValueError):
-    """The topic no longer has the offset to go on at (or does not have it yet); the message names both."""
 
 
 class KafkaSource:
-    """A stream without end; partitions come and go with the group.
+    """A stream without end, read by kafka-python; partitions come and go with the group.
 
-    Where reading of a partition starts when it is assigned, first that holds:
-
-    1. where this source stands in it, if it read from it before (a rebalance gave it back);
-    2. the snapshot's offset (``resume`` or :meth:`seek`);
-    3. its beginning, if there is a snapshot that does not name it, or if it was created after this source: nothing
-       is lost;
-    4. ``settings.start``.
-
-    The group's committed offsets are never read: they may be ahead of the snapshot, and what lies between would be
-    lost. They are written (:meth:`commit`) so that lag tools see how far the learner is.
+    Where reading of a partition starts when it is assigned: :meth:`Standing.start_of`. The group's committed offsets
+    are never read: they may be ahead of the snapshot, and what lies between would be lost. They are written
+    (:meth:`commit`) so that lag tools see how far the learner is.
 
     Aborted transactions are not returned where the broker marks them (``read_committed``; Tansu does not). A record
     without a value (a tombstone) comes with an empty one, which the decoder rejects.
@@ -49,7 +48,9 @@ class KafkaSource:
     :param resume: offsets of a snapshot; None: there is none. An empty one is a snapshot that read nothing.
     :param until_end: end once everything that is there was read (:meth:`caught_up`), instead of waiting for more.
     :param connect_timeout_ms: how long to wait for a broker and for the topic.
+    :param stop: gives up that wait.
     :raises BrokerError: no broker, or no such topic.
+    :raises StopAskedError: ``stop`` said so.
     :raises ValueError: an offset of another topic or of a partition that the topic does not have.
     """
 
@@ -60,21 +61,20 @@ class KafkaSource:
         *,
         until_end: bool = False,
         connect_timeout_ms: int = CONNECT_MS,
+        stop: Callable[[], bool] = never,
     ) -> None:
         self._settings = settings
         self._until_end = until_end
         self._closed = False
-        self._next: Offsets = {}
-        self._snapshot_given = False
         self._sought: dict[TopicPartition, int] = {}
         """Where a reader was put and has read nothing since: the place that may not exist."""
         self._unresolved: set[TopicPartition] = set()
         """Put to a beginning or an end whose number the broker has yet to tell."""
         self._joined = False
         self._commit_failed = False
-        self._consumer: Any = connect(self._make_consumer, settings.bootstrap_servers, connect_timeout_ms)
+        self._consumer: Any = connect(self._make_consumer, settings, connect_timeout_ms, stop)
         try:
-            self._first_partitions = self._wait_for_topic(connect_timeout_ms)
+            self._standing = Standing(settings, self._wait_for_topic(connect_timeout_ms, stop))
             if resume is not None:
                 self.seek(resume)
             self._consumer.subscribe([settings.topic], listener=_Listener(self))
@@ -100,7 +100,7 @@ class KafkaSource:
         for place, batch in batches.items():
             topic, partition = place
             polled += [Record(topic, partition, r.offset, r.key, r.value or b"", r.timestamp) for r in batch]
-            self._next[topic, partition] = batch[-1].offset + 1
+            self._standing.next[topic, partition] = batch[-1].offset + 1
             self._sought.pop(place, None)
             self._unresolved.discard(place)
         if self._unresolved:
@@ -115,24 +115,15 @@ class KafkaSource:
         A partition that another member took over stays here as far as this source read it.
         """
         if unknown := self._unresolved and self._resolve():
-            raise BrokerError(f"{self._settings.bootstrap_servers} does not tell where {_show(unknown[0])} begins.")
-        return dict(self._next)
+            raise BrokerError(f"{self._settings.bootstrap_servers} does not tell where {show(unknown[0])} begins.")
+        return dict(self._standing.next)
 
     def seek(self, offsets: Offsets) -> None:
         """Go on at a snapshot's offsets; a partition it does not name starts at its beginning.
 
         :raises ValueError: an offset of another topic, of a partition that is not there, or a negative one.
         """
-        n_partitions = len(self._first_partitions)
-        for (topic, partition), offset in offsets.items():
-            if topic != self._settings.topic or partition not in self._first_partitions or offset < 0:
-                raise ValueError(
-                    f"The snapshot's offset {offset} of `{topic}`[{partition}] does not fit topic "
-                    f"`{self._settings.topic}` with {n_partitions} partitions. Read the topic that the snapshot was "
-                    "made from, or start in a new snapshot folder."
-                )
-        self._next = dict(offsets)
-        self._snapshot_given = True
+        self._standing.seek(offsets)
         self._put(self._consumer.assignment())
 
     def commit(self, offsets: Offsets) -> None:
@@ -211,15 +202,15 @@ class KafkaSource:
             reconnect_backoff_max_ms=3_000,
             isolation_level="read_committed",
             session_timeout_ms=settings.session_timeout_ms,
-            # Twelve chances to be heard; Tansu also lets members join only at heartbeats.
-            heartbeat_interval_ms=max(50, min(3_000, settings.session_timeout_ms // 12)),
+            heartbeat_interval_ms=heartbeat_interval_ms(settings),
             max_poll_records=settings.max_poll_records,
-            fetch_max_wait_ms=50,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
             fetch_max_bytes=FETCH_BYTES,
             max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+            **kafka_python_options(settings),
         )
 
-    def _wait_for_topic(self, timeout_ms: int) -> frozenset[int]:
+    def _wait_for_topic(self, timeout_ms: int, stop: Callable[[], bool]) -> frozenset[int]:
         servers, topic = self._settings.bootstrap_servers, self._settings.topic
         start_seconds = told_seconds = time.monotonic()
         while True:
@@ -229,6 +220,8 @@ class KafkaSource:
                 raise BrokerError(f"{servers} does not tell of topic `{topic}`: {error}") from error
             if partitions:
                 return frozenset(partitions)
+            if stop():
+                raise StopAskedError(f"Asked to stop while waiting for topic `{topic}` at `{servers}`.")
             now_seconds = time.monotonic()
             if now_seconds - start_seconds >= timeout_ms / 1000:
                 raise BrokerError(
@@ -241,18 +234,17 @@ class KafkaSource:
             time.sleep(0.2)
 
     def _put(self, places: Iterable[TopicPartition]) -> None:
-        """Put the reader of each assigned partition where the class docstring says."""
+        """Put the reader of each assigned partition to its start."""
         for place in places:
-            offset = self._next.get((place.topic, place.partition))
+            start = self._standing.start_of(place.partition)
             self._sought.pop(place, None)
-            if offset is not None:
+            if isinstance(start, int):
                 self._unresolved.discard(place)
-                self._sought[place] = offset
-                self._consumer.seek(place, offset)
+                self._sought[place] = start
+                self._consumer.seek(place, start)
                 continue
             self._unresolved.add(place)
-            created_later = place.partition not in self._first_partitions
-            if self._snapshot_given or created_later or self._settings.start == "earliest":
+            if start == "beginning":
                 self._consumer.seek_to_beginning(place)
             else:
                 self._consumer.seek_to_end(place)
@@ -268,7 +260,7 @@ class KafkaSource:
             if offset is None:
                 unknown.append(place)
             else:
-                self._next[place.topic, place.partition] = offset
+                self._standing.next[place.topic, place.partition] = offset
                 self._unresolved.discard(place)
         return unknown
 
@@ -292,16 +284,12 @@ class KafkaSource:
     def _lost(self, error: KafkaError | None) -> OffsetsLostError:
         places = sorted(self._consumer.assignment())
         begins, ends = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
-        lines = []
-        for place in places:
-            wanted = self._next.get((place.topic, place.partition))
-            end = max(ends[place], self._consumer.highwater(place) or 0)
-            if wanted is not None and not begins[place] <= wanted <= end:
-                lines.append(f"{_show(place)}: wants offset {wanted}, the broker has {begins[place]} to {end}")
-        lines = lines or [str(error)]
-        return OffsetsLostError(
-            f"The topic does not have the offsets to go on at. {'; '.join(lines)}. Records were deleted by retention, "
-            "or the topic was made anew. Roll back to a snapshot that fits, or start in a new snapshot folder."
+        return self._standing.lost(
+            (
+                (place.partition, begins[place], max(ends[place], self._consumer.highwater(place) or 0))
+                for place in places
+            ),
+            str(error),
         )
 
     def _on_commit(self, offsets: object, response: object) -> None:
@@ -319,14 +307,10 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         places = sorted(assigned)
-        logger.info("assigned %s", ", ".join(map(_show, places)) or "no partition")
+        logger.info("assigned %s", ", ".join(map(show, places)) or "no partition")
         self._source._put(places)
         self._source._joined = True
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         if revoked:
-            logger.info("gave back %s", ", ".join(map(_show, sorted(revoked))))
-
-
-def _show(place: TopicPartition) -> str:
-    return f"{place.topic}[{place.partition}]"
+            logger.info("gave back %s", ", ".join(map(show, sorted(revoked))))

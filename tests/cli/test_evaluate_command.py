@@ -16,6 +16,7 @@ app = typer.Typer()
 app.command()(command)
 
 SMALL = {
+    "ANABRANCH__PROCESSES": "1",
     "ANABRANCH__FEATURES__USERS": "1000",
     "ANABRANCH__FEATURES__ITEMS": "1000",
     "ANABRANCH__FEATURES__PAIRS": "1024",
@@ -146,6 +147,19 @@ def test_bad_rows_are_counted_and_one_of_each_kind_is_shown(log, tmp_path):
     assert (report["events"], report["rejected"]) == (300, 3)
     assert "rejected 1 × not_json, first at row 5" in result.stderr
     assert "rejected 2 × missing_field, first at row 301" in result.stderr
+
+
+def test_two_processes_report_the_same_as_one(log, tmp_path, monkeypatch):
+    damaged = tmp_path / "damaged.jsonl"
+    damaged.write_bytes(log.read_bytes().replace(b"\n", b"\nno json\n", 3))
+    found = []
+    for processes in ("1", "2"):
+        monkeypatch.setitem(SMALL, "ANABRANCH__PROCESSES", processes)
+        result = evaluate(damaged, "--json", "-")
+        assert result.exit_code == 0, result.output
+        found.append((json.loads(result.stdout) | {"seconds": 0}, result.stderr))
+    assert found[0] == found[1]
+    assert "rejected 3 × not_json, first at row 1" in found[1][1]
 
 
 @pytest.mark.parametrize(

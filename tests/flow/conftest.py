@@ -255,13 +255,15 @@ def flow(tmp_path: Path) -> Flow:
 
 @pytest.fixture(scope="session")
 def straight(embedded_broker: str, tmp_path_factory: pytest.TempPathFactory) -> Straight:
-    """4,500 events in one partition, learned without interruption."""
+    """4,500 events in one partition, learned without interruption, in two processes."""
     flow = Flow(tmp_path_factory.mktemp("straight"))
     stream = Stream(embedded_broker, "flow-straight", make_events(4_500))
     publish(stream, stream.events)
     flow.configure(stream, max_poll_records=4_000)
-    flow.learn_to_the_end("--json", flow.folder / "report.json")
-    return Straight(stream, flow, json.loads((flow.folder / "report.json").read_text(encoding="utf-8")))
+    report = flow.folder / "report.json"
+    learn = ("learn", "-c", flow.config, "--until-end", "--json", report)
+    flow.run(*learn, environment={"ANABRANCH__PROCESSES": "2"})
+    return Straight(stream, flow, json.loads(report.read_text(encoding="utf-8")))
 
 
 @pytest.fixture

@@ -132,9 +132,9 @@ def test_arbitrary_bytes_never_stop_a_learner(embedded_broker, flow, make, strea
             decoder = EventDecoder(settings, None, wall_clock_ms)
             assembly = assemble(settings, source, decoder, letters, CollectorRegistry())
             assembly.run()
-        assert assembly.ingest.n_events == len(good)
-        assert assembly.ingest.offsets == {(topic, 0): len(values)}
-        assert assembly.ingest.n_rejected == len(bad)
+        assert assembly.feed.standing.n_events == len(good)
+        assert assembly.feed.standing.offsets == {(topic, 0): len(values)}
+        assert assembly.feed.standing.n_rejected == len(bad)
         found, _ = dead_letters(embedded_broker, topic)
         assert {offset: value for offset, (_, value, _) in found.items()} == dict(enumerate(bad, place))
 

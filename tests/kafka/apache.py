@@ -10,7 +10,7 @@ import time
 import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 JARS = Path(__file__).parents[2] / ".kafka" / "libs"
 START_SECONDS = 60.0
@@ -40,6 +40,62 @@ group.min.session.timeout.ms=500
 log.retention.ms=-1
 """
 
+# What is appended where clients must show who they are: a listener for each way, SSL itself asking for a certificate.
+_SECURED = """
+listeners={listeners},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners={listeners}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,{protocol_map}
+ssl.keystore.type=PEM
+ssl.keystore.location={keystore}
+ssl.truststore.type=PEM
+ssl.truststore.location={truststore}
+listener.name.ssl.ssl.client.auth=required
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
+"""
+_LOGIN = """
+listener.name.{listener}.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_{user}="{password}";
+listener.name.{listener}.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.{listener}.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+"""  # noqa: E501 - properties have no line breaks
+_SECURE_PROTOCOLS = ("SSL", "SASL_PLAINTEXT", "SASL_SSL")
+
+
+class Login(NamedTuple):
+    """What broker and client need to trust each other: files in PEM, and the one user that the broker knows."""
+
+    cafile: Path
+    keystore: Path
+    """The broker's key and certificate, for `localhost`."""
+    certfile: Path
+    keyfile: Path
+    key_password: str
+    user: str
+    password: str
+
+    @classmethod
+    def made_in(cls, folder: Path) -> Self:
+        """An authority, the broker's certificate and the client's; new secrets that no other text holds."""
+        import trustme
+        from cryptography.hazmat.primitives import serialization as pem
+
+        authority = trustme.CA()
+        broker, client = authority.issue_cert("localhost"), authority.issue_cert("anabranch@example.org")
+        secrets = [uuid.uuid4().hex for _ in range(2)]
+        files = (folder / name for name in ("ca.pem", "broker.pem", "client.pem", "client.key"))
+        made = cls(*files, secrets[0], "alice", secrets[1])
+        authority.cert_pem.write_to_path(made.cafile)
+        client.cert_chain_pems[0].write_to_path(made.certfile)
+        # Java reads PKCS 8 only, which trustme does not write.
+        for identity, path, protection in (
+            (broker, made.keystore, pem.NoEncryption()),
+            (client, made.keyfile, pem.BestAvailableEncryption(made.key_password.encode())),
+        ):
+            key = pem.load_pem_private_key(identity.private_key_pem.bytes(), None)
+            path.write_bytes(key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, protection))
+        with made.keystore.open("ab") as file:
+            file.write(broker.cert_chain_pems[0].bytes())
+        return made
+
 
 def why_not() -> str:
     """What is missing to run it; empty where nothing is."""
@@ -49,13 +105,32 @@ def why_not() -> str:
 
 
 class ApacheKafka:
-    """One broker on random ports with a temporary folder; :meth:`restart` keeps port and records."""
+    """One broker on random ports with a temporary folder; :meth:`restart` keeps port and records.
 
-    def __init__(self) -> None:
+    :param login: adds a listener on `localhost` for SSL, SASL_PLAINTEXT and SASL_SSL each: ``servers[protocol]``.
+    """
+
+    def __init__(self, login: Login | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="anabranch-kafka-"))
         self._port, controller = _free_port(), _free_port()
         self._properties = self._folder / "server.properties"
         text = _PROPERTIES.format(port=self._port, controller=controller, data=self._folder / "data")
+        self._scram: list[str] = []
+        self.servers = {"PLAINTEXT": self.bootstrap_servers}
+        self.login = login
+        if login is not None:
+            self.servers |= {protocol: f"localhost:{_free_port()}" for protocol in _SECURE_PROTOCOLS}
+            text += _SECURED.format(
+                listeners=",".join(f"{protocol}://{address}" for protocol, address in self.servers.items()),
+                controller=controller,
+                protocol_map=",".join(f"{protocol}:{protocol}" for protocol in _SECURE_PROTOCOLS),
+                keystore=login.keystore,
+                truststore=login.cafile,
+            )
+            for listener in ("sasl_plaintext", "sasl_ssl"):
+                text += _LOGIN.format(listener=listener, user=login.user, password=login.password)
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+                self._scram += ["--add-scram", f"{mechanism}=[name={login.user},password={login.password}]"]
         self._properties.write_text(text)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -68,6 +143,7 @@ class ApacheKafka:
             # Not a leading "-": it would be read as an option.
             cluster = "A" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
             arguments = ["format", "--cluster-id", cluster, "--config", str(self._properties)]
+            arguments += self._scram
             subprocess.run(self._java("kafka.tools.StorageTool", *arguments), check=True, capture_output=True)
         output = self._folder / "output.txt"
         with output.open("ab") as file:

@@ -42,6 +42,44 @@ def by_row(made):
     return weights, accumulators
 
 
+def test_accumulators_halve_with_event_time_down_to_their_initial_value() -> None:
+    settings = EmbeddingSettings.model_validate({"max_mib": 1.0, "admit_after": 1, "accumulator_half_life": "16s"})
+    made, rng = EmbeddingTable(settings, WIDTH, N_FIELDS, N_TYPES, 0), np.random.default_rng(0)
+    ids, history = see(made, *random_examples(rng, 30))
+    made.update(ids, history, torch.ones(30, N_FIELDS + N_TYPES, WIDTH), 1.0)
+    initial = settings.initial_accumulator
+    made.decay(100_000)
+    _, before = by_row(made)
+    assert before.max() > 10 * initial
+    made.decay(100_999)  # less than a sixteenth: not yet
+    np.testing.assert_array_equal(by_row(made)[1], before)
+    for now_ms in (103_000, 110_500, 116_000):
+        made.decay(now_ms)
+    _, after = by_row(made)
+    used = after > 0
+    np.testing.assert_allclose(after[used] - initial, (before[used] - initial) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_a_pull_moves_the_touched_rows_and_no_others() -> None:
+    made, rng = table(), np.random.default_rng(0)
+    ids, history = see(made, *random_examples(rng, 30))
+    made.update(
+        ids, history, torch.from_numpy(rng.normal(size=(30, N_FIELDS + N_TYPES, WIDTH)).astype(np.float32)), 1.0
+    )
+    before, accumulators = by_row(made)
+    nothing = np.full((3, N_TYPES, 1), NO_ROW)
+    made.update(ids[:3], nothing, torch.zeros(3, N_FIELDS + N_TYPES, WIDTH), 1.0, 0.02, 0.3)
+    after, after_accumulators = by_row(made)
+    touched = np.unique(ids[:3])
+    gradient = 0.02 * np.sign(before[touched]) + 0.3 * before[touched]
+    expected = accumulators[touched] + (gradient**2).mean(1)
+    np.testing.assert_allclose(after_accumulators[touched], expected, rtol=1e-5)
+    step = LEARNING_RATE * gradient / (np.sqrt(expected) + 1e-8)[:, None]
+    np.testing.assert_allclose(after[touched], before[touched] - step, rtol=1e-4, atol=1e-6)
+    others = np.setdiff1d(np.arange(made.capacity), touched)
+    np.testing.assert_array_equal(after[others], before[others])
+
+
 def random_examples(rng, n, n_ids=12):
     ids = rng.integers(1, n_ids, (n, N_FIELDS)) + 100 * np.arange(1, N_FIELDS + 1)
     history = rng.integers(1, n_ids, (n, N_TYPES, 4)) + 200

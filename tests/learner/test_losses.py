@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.losses import BaseRates, immediate_logits, masked_bce
+from learner.losses import BaseRates, count_labels, immediate_logits, masked_bce
 
 WAIT = np.zeros(3, np.bool_)
 
@@ -40,6 +40,21 @@ def test_an_unknown_label_touches_neither_loss_nor_gradient_whatever_it_holds() 
         assert logits.grad[0].item() == pytest.approx(1 / (1 + math.exp(-0.5)) - 1)
 
 
+def test_loss_and_gradient_are_those_of_torchs_own_at_any_logit() -> None:
+    rng = np.random.default_rng(2)
+    values = (rng.normal(size=(500, 3)) * 30).astype(np.float32)
+    labels = torch.from_numpy((rng.random((500, 3)) < 0.5).astype(np.float32))
+    known = torch.from_numpy(rng.random((500, 3)) < 0.7)
+    found, expected = (torch.from_numpy(values.copy()).requires_grad_() for _ in range(2))
+    weights = torch.tensor([1.0, 0.5, 3.0])
+    (masked_bce(found, labels, known) * weights).sum().backward()
+    each = torch.nn.functional.binary_cross_entropy_with_logits(expected, labels, reduction="none") * known
+    losses = each.sum(0) / known.sum(0)
+    (losses * weights).sum().backward()
+    torch.testing.assert_close(masked_bce(found, labels, known), losses)
+    torch.testing.assert_close(found.grad, expected.grad)
+
+
 def test_shapes_that_differ_are_refused() -> None:
     with pytest.raises(ValueError, match=r"one shape; found \(2, 3\), \(2, 3\), \(2, 2\)"):
         masked_bce(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 2, dtype=torch.bool))
@@ -53,7 +68,7 @@ def test_base_rates_are_the_share_of_positives_among_the_known() -> None:
     known = np.ones((1000, 2), np.bool_)
     known[:, 1] = False
     labels[:, 1] = np.nan
-    rates.update(labels, known)
+    rates.update(*count_labels(labels, known))
     np.testing.assert_allclose(rates.rates, [300.5 / 1010, 0.05])
     np.testing.assert_allclose(torch.sigmoid(rates.logits).numpy(), rates.rates, rtol=1e-6)
 
@@ -62,14 +77,14 @@ def test_base_rates_follow_a_change_and_stay_finite_when_positives_stay_away() -
     rates = BaseRates(1, WAIT[:1])
     known = np.ones((50_000, 1), np.bool_)
     for _ in range(20):
-        rates.update(np.ones((50_000, 1), np.float32), known)
+        rates.update(*count_labels(np.ones((50_000, 1), np.float32), known))
     assert rates.rates[0] > 0.999
     for _ in range(4000):
-        rates.update(np.zeros((50_000, 1), np.float32), known)
+        rates.update(*count_labels(np.zeros((50_000, 1), np.float32), known))
     assert np.isfinite(rates.logits.numpy()).all()
     assert 0 < rates.rates[0] < 1e-6
     for _ in range(8):
-        rates.update(np.ones((50_000, 1), np.float32), known)
+        rates.update(*count_labels(np.ones((50_000, 1), np.float32), known))
     assert rates.rates[0] > 0.8
 
 
@@ -79,19 +94,19 @@ def test_base_rates_go_on_from_what_they_saved() -> None:
     batches = [(rng.random((5, 2)) < 0.5).astype(np.float32) for _ in range(6)]
     known = np.ones((5, 2), np.bool_)
     for labels in batches[:3]:
-        straight.update(labels, known)
+        straight.update(*count_labels(labels, known))
     resumed.load(straight.save())
     for labels in batches[3:]:
-        straight.update(labels, known)
-        resumed.update(labels, known)
+        straight.update(*count_labels(labels, known))
+        resumed.update(*count_labels(labels, known))
     np.testing.assert_array_equal(straight.rates, resumed.rates)
 
 
 def test_of_a_task_that_does_not_wait_a_positive_is_no_example_of_its_own() -> None:
     rates = BaseRates(2, np.array([True, False]))
     shown = np.zeros((1000, 2), np.float32)
-    rates.update(shown, np.ones((1000, 2), np.bool_))  # every exposure, at once
-    rates.update(np.ones((300, 2), np.float32), np.ones((300, 2), np.bool_))  # the outcomes, later
+    rates.update(*count_labels(shown, np.ones((1000, 2), np.bool_)))  # every exposure, at once
+    rates.update(*count_labels(np.ones((300, 2), np.float32), np.ones((300, 2), np.bool_)))  # the outcomes, later
     np.testing.assert_allclose(rates.rates, [300.5 / 1010, 300.5 / 1310])
 
 

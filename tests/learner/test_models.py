@@ -1,13 +1,12 @@
 """What every architecture keeps to, found by its module's name."""
 
-import numpy as np
 import pytest
 import torch
 
 from contracts.components import load, names
 from contracts.settings import ModelSettings
 from learner.losses import masked_bce
-from learner.models._base import Network, comparable_logits, load_network
+from learner.models._base import Network, load_network
 
 MODELS = names("learner.models")
 SETTINGS = ModelSettings(width=4, experts=3, expert_layers=(8, 6), tower=5)
@@ -122,11 +121,3 @@ def test_tasks_of_an_architecture_without_share_what_they_learn(name, layout) ->
 def test_an_unknown_architecture_is_refused_with_the_known_ones(layout) -> None:
     with pytest.raises(ValueError, match=f"found `mmoe2`, expected one of {', '.join(MODELS)}"):
         Network("mmoe2", layout, SETTINGS, 0)
-
-
-def test_a_sampled_tasks_logit_takes_log_q_back_and_an_outcomes_takes_its_base_rate() -> None:
-    residual = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
-    found = comparable_logits(
-        residual, np.array([0.5, -0.5], np.float32), np.array([-1.0, -2.0], np.float32), np.array([True, False])
-    )
-    np.testing.assert_array_equal(found, [[1.5, 0.0], [2.5, 2.0]])

@@ -13,8 +13,10 @@ def layout(make_settings, layout_of):
     return layout_of(make_settings())
 
 
-def logits_of(layout, n, value):
-    return np.full((n, len(layout.tasks)), value, np.float32)
+def put(store, batch, value):
+    """The batch's rows, all scored alike."""
+    store.put(batch)
+    store.put_logits(batch.slot, np.full(batch.labels.shape, value, np.float32))
 
 
 def test_rows_come_back_as_they_were_by_their_slots(layout, make_batch) -> None:
@@ -22,7 +24,8 @@ def test_rows_come_back_as_they_were_by_their_slots(layout, make_batch) -> None:
     slot = np.array([3, -1, 0, 7], np.int64)
     truth = np.full((4, 3), 0.25, np.float32)
     batch = make_batch(layout, 4, rng, slot=slot, list_id=np.arange(4), time_ms=np.arange(4) + 50, truth=truth)
-    store.put(batch, np.arange(12, dtype=np.float32).reshape(4, 3))
+    store.put(batch)
+    store.put_logits(slot, np.arange(12, dtype=np.float32).reshape(4, 3))
     wanted = np.array([7, 0, 7])
     rows = store.rows(wanted)
     for name in ("ids", "history", "dense", "log_q"):
@@ -36,7 +39,7 @@ def test_rows_come_back_as_they_were_by_their_slots(layout, make_batch) -> None:
 def test_a_row_without_a_slot_is_not_kept(layout, make_batch) -> None:
     store, rng = ExampleStore(layout), np.random.default_rng(0)
     before = copy.deepcopy(store.save())
-    store.put(make_batch(layout, 4, rng), logits_of(layout, 4, 1.0))
+    put(store, make_batch(layout, 4, rng), 1.0)
     for name, column in store.save().items():
         np.testing.assert_array_equal(column, before[name], err_msg=name)
 
@@ -44,9 +47,9 @@ def test_a_row_without_a_slot_is_not_kept(layout, make_batch) -> None:
 def test_a_freed_slot_holds_its_new_row_wholly(layout, make_batch) -> None:
     store, rng = ExampleStore(layout), np.random.default_rng(0)
     slot = np.array([0], np.int64)
-    store.put(make_batch(layout, 1, rng, slot=slot, truth=np.full((1, 3), 0.5, np.float32)), logits_of(layout, 1, 1.0))
+    put(store, make_batch(layout, 1, rng, slot=slot, truth=np.full((1, 3), 0.5, np.float32)), 1.0)
     second = make_batch(layout, 1, rng, slot=slot, list_id=np.array([4]))
-    store.put(second, logits_of(layout, 1, 2.0))
+    put(store, second, 2.0)
     np.testing.assert_array_equal(store.rows(slot).dense, second.rows.dense)
     assert np.isnan(store.column("truth", slot)).all(), "a truth of the row before"
     assert (store.column("logits", slot)[0, 0], store.column("list_id", slot)[0]) == (2.0, 4)
@@ -55,9 +58,9 @@ def test_a_freed_slot_holds_its_new_row_wholly(layout, make_batch) -> None:
 def test_it_grows_with_the_slots_and_keeps_what_it_has(layout, make_batch) -> None:
     store, rng = ExampleStore(layout), np.random.default_rng(0)
     first = make_batch(layout, 2, rng, slot=np.array([0, 1], np.int64))
-    store.put(first, logits_of(layout, 2, 1.0))
+    put(store, first, 1.0)
     for slot in (1024, 5000, 5001, 100_000):
-        store.put(make_batch(layout, 1, rng, slot=np.array([slot], np.int64)), logits_of(layout, 1, float(slot)))
+        put(store, make_batch(layout, 1, rng, slot=np.array([slot], np.int64)), float(slot))
     np.testing.assert_array_equal(store.rows(np.array([0, 1])).ids, first.rows.ids)
     assert store.column("logits", np.array([1, 5001, 100_000]))[:, 0].tolist() == [1.0, 5001.0, 100_000.0]
 
@@ -66,9 +69,9 @@ def test_what_is_loaded_is_independent_of_what_was_saved(layout, make_batch) -> 
     store, rng = ExampleStore(layout), np.random.default_rng(0)
     slot = np.array([0, 2000], np.int64)
     batch = make_batch(layout, 2, rng, slot=slot)
-    store.put(batch, logits_of(layout, 2, 1.0))
+    put(store, batch, 1.0)
     other = ExampleStore(layout)
     other.load(store.save())
-    store.put(make_batch(layout, 2, rng, slot=slot), logits_of(layout, 2, 3.0))
+    put(store, make_batch(layout, 2, rng, slot=slot), 3.0)
     np.testing.assert_array_equal(other.rows(slot).ids, batch.rows.ids)
     assert other.column("logits", slot)[:, 0].tolist() == [1.0, 1.0]

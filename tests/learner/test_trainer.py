@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import learner.trainer
 from contracts.batch import Rows
+from contracts.components import names
+from learner.models._frozen import FrozenModel
+from learner.snapshot import SnapshotStore
 from learner.trainer import Trainer, use_threads
 
 NO_SLOT = np.zeros(0, np.int64)
@@ -90,7 +94,8 @@ def test_it_learns_a_linear_signal_of_the_dense_features(settings, layout, make_
 
 @pytest.mark.parametrize("model", ["mmoe", "shared_bottom", "single_task"])
 def test_it_learns_a_signal_that_only_the_ids_carry(make_settings, layout_of, make_batch, model) -> None:
-    settings = make_settings(model={"name": model})
+    # Wide enough that no network starts with all its units at rest.
+    settings = make_settings(model={"name": model, "expert_layers": (32, 16), "tower": 16})
     layout = layout_of(settings)
     trainer, rng = Trainer(settings, layout), np.random.default_rng(0)
     for index in range(200):
@@ -106,7 +111,7 @@ def test_learned_at_once_as_negatives_the_probabilities_are_those_of_the_final_l
     make_settings, layout_of, make_batch
 ) -> None:
     """Every exposure is a negative at first, its outcome a positive more two batches later: yet what is served is p."""
-    settings = make_settings(tasks=[{"name": "click"}])
+    settings = make_settings(tasks=[{"name": "click"}], model={"expert_layers": (32, 16), "tower": 16})
     layout = layout_of(settings)
     trainer, rng, n = Trainer(settings, layout), np.random.default_rng(0), 128
     none = np.zeros((n, 1), np.bool_)
@@ -306,13 +311,14 @@ def test_a_change_of_the_label_rate_is_told_as_drift(make_settings, layout_of, m
     assert sum(task != "click" for _, task in drifted) <= 2
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("model", ["mmoe", "single_task"])
 @pytest.mark.parametrize(("mode", "delay"), [("exposure", "wait"), ("exposure", "fnc_in_loss"), ("implicit", "wait")])
 def test_a_restored_trainer_goes_on_bit_by_bit(
-    make_settings, layout_of, make_stream, assert_same, model, mode, delay
+    make_settings, layout_of, make_stream, assert_same, model, mode, delay, precision
 ) -> None:
     tasks = [{"name": "content_view"}, {"name": "click", "delay": delay}, {"name": "purchase", "delay": delay}]
-    settings = make_settings(model={"name": model}, mode=mode, tasks=tasks)
+    settings = make_settings(model={"name": model}, mode=mode, tasks=tasks, train={"precision": precision})
     batches = make_stream(settings, 60)
     straight = Trainer(settings, layout_of(settings))
     for batch in batches[:31]:
@@ -328,6 +334,149 @@ def test_a_restored_trainer_goes_on_bit_by_bit(
     assert_same(straight.save(), resumed.save())
     assert straight.quality.report() == resumed.quality.report()
     assert straight.quality.report()["content_view"]["ranking"]["hr@10"] is not None
+
+
+FUNNEL = [
+    {"name": "content_view"},
+    {"name": "click", "window": "30m"},
+    {"name": "purchase", "window": "24h", "parent": "click"},
+]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"train": {"balancing": name}} for name in names("learner.balancing") if name not in ("upgrad", "pcgrad")),
+        {"tasks": FUNNEL, "train": {"inverse_propensity": 0.1, "calibration": True}},
+        {"train": {"calibration": True}},
+        {"tasks": [{**task, "positive_weight": 2.0, "focal_gamma": 1.0} for task in FUNNEL]},
+        {"train": {"l1": 1e-4, "l2": 1e-3, "dropout": 0.3}},
+        {"model": {"name": "ple"}, "train": {"dropout": 0.3}},
+        {"embedding": {"accumulator_half_life": "20s"}},
+    ],
+    ids=str,
+)
+def test_with_any_option_a_restored_trainer_goes_on_bit_by_bit(
+    make_settings, layout_of, make_stream, assert_same, monkeypatch, tmp_path, options
+) -> None:
+    """Through a snapshot on disk, whose writer may not mind a group without arrays; with looks at the gradients."""
+    monkeypatch.setattr(learner.trainer, "_COSINES_EVERY", 7)
+    settings = make_settings(**options)
+    layout, batches = layout_of(settings), make_stream(settings, 40)
+    straight, resumed = Trainer(settings, layout), Trainer(settings, layout)
+    for batch in batches[:21]:
+        straight.step(batch)
+    groups, state = straight.save()
+    with SnapshotStore(tmp_path) as store:
+        store.publish(
+            groups,
+            {"learner": state},
+            created_ms=0,
+            event_time_ms=0,
+            n_events=0,
+            offsets={},
+            settings_fingerprint="",
+            tasks=layout.tasks,
+        )
+        saved = store.load()
+    resumed.restore(saved.groups, saved.states["learner"])
+    assert_same(straight.save(), resumed.save())
+    for batch in batches[21:]:
+        straight.step(batch)
+        resumed.step(batch)
+    assert_same(straight.save(), resumed.save())
+    assert straight.cosines == resumed.cosines
+
+
+def test_looking_at_the_gradients_does_not_change_what_is_learned(
+    settings, layout, make_stream, assert_same, monkeypatch
+) -> None:
+    trainers = []
+    for every in (3, 10_000):
+        monkeypatch.setattr(learner.trainer, "_COSINES_EVERY", every)
+        trainers.append(Trainer(settings, layout))
+        for batch in make_stream(settings, 20):
+            trainers[-1].step(batch)
+    looked, plain = trainers
+    assert_same(looked.save(), plain.save())
+    assert plain.cosines == {}
+    assert set(looked.cosines) <= {("content_view", "click"), ("content_view", "purchase"), ("click", "purchase")}
+    assert looked.cosines
+    assert all(-1.0001 < cosine < 1.0001 for cosine in looked.cosines.values())
+
+
+def test_calibration_changes_what_is_served_and_measured_and_nothing_else(
+    make_settings, layout_of, make_stream, assert_same
+) -> None:
+    """An outcome's stored logit, which its label will be measured by, is the calibrated one of that moment."""
+    on, off = make_settings(train={"calibration": True}), make_settings()
+    layout = layout_of(on)
+    with_it, without = Trainer(on, layout), Trainer(off, layout)
+    for batch in make_stream(on, 30):
+        theta = copy.deepcopy(with_it.readout.platt)
+        with_it.step(batch)
+        without.step(batch)
+    assert_same(weights(with_it), weights(without))
+    slot = batch.slot[batch.slot >= 0]
+    served, plain = stored_logits(with_it, slot), stored_logits(without, slot)
+    np.testing.assert_allclose(served, theta.logits(plain), rtol=1e-6)
+    assert (served[:, 1:] != plain[:, 1:]).any(0).all()
+    np.testing.assert_array_equal(served[:, 0], plain[:, 0])
+
+
+def test_what_is_served_is_the_learners_own_along_a_calibrated_funnel(
+    make_settings, layout_of, make_stream, make_rows
+) -> None:
+    settings = make_settings(tasks=FUNNEL, train={"precision": "float32", "dropout": 0.2, "calibration": True})
+    layout = layout_of(settings)
+    trainer, rng = Trainer(settings, layout), np.random.default_rng(0)
+    for batch in make_stream(settings, 40):
+        trainer.step(batch)
+    rows = make_rows(layout, 60, rng)
+    served = FrozenModel(settings, layout, everything(trainer)[0]).probabilities(rows)
+    fresh = make_stream(settings, 1, n=60)[0]
+    slot = np.arange(60)
+    trainer.step(waiting(replace(fresh, rows=rows, sampled=np.ones(60, np.bool_)), slot))
+    np.testing.assert_allclose(served[:, 1:], sigmoid(stored_logits(trainer, slot))[:, 1:], rtol=1e-5)
+    assert (served[:, 2] <= served[:, 1]).all()
+    assert (trainer.readout.platt.slopes[1:] != 1).all()
+
+
+def test_learning_a_funnel_finds_the_true_probabilities(make_settings, layout_of, make_batch) -> None:
+    settings = make_settings(
+        tasks=[{**task, "delay": "wait"} for task in FUNNEL],
+        train={"inverse_propensity": 0.1},
+        model={"expert_layers": (32, 16), "tower": 16},
+    )
+    layout = layout_of(settings)
+    trainer, rng = Trainer(settings, layout), np.random.default_rng(0)
+    for index in range(150):
+        batch = make_batch(layout, 128, rng, index)
+        batch.rows.dense[:] = 0
+        odd = batch.rows.ids[:, 1] % 2
+        click = rng.random(128) < np.where(odd, 0.1, 0.6)
+        purchase = click & (rng.random(128) < np.where(odd, 0.9, 0.6))
+        labels = np.stack([click, click, purchase], 1).astype(np.float32)
+        trainer.step(replace(batch, labels=labels))
+    report = trainer.quality.report()
+    for task, ne in (("click", 0.85), ("purchase", 0.95)):
+        assert report[task]["last_half"]["ne"] < ne
+        assert report[task]["last_half"]["calibration"] == pytest.approx(1.0, abs=0.1)
+
+
+def test_in_bfloat16_it_learns_as_well_as_in_float32(make_settings, layout_of, make_batch) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        settings = make_settings(train={"precision": precision})
+        layout = layout_of(settings)
+        trainer, rng = Trainer(settings, layout), np.random.default_rng(0)
+        for index in range(100):
+            batch = make_batch(layout, 128, rng, index)
+            p = np.where(batch.rows.ids[:, 1] % 2 == 0, 0.8, 0.1)[:, None]
+            trainer.step(replace(batch, labels=(rng.random(batch.labels.shape) < p).astype(np.float32)))
+        losses[precision] = last_half_ne(trainer)
+    assert losses["float32"] != losses["bfloat16"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
 
 
 def test_a_trainer_restored_before_its_first_step_is_a_fresh_one(settings, layout, make_stream, assert_same) -> None:
@@ -349,7 +498,7 @@ def test_measuring_counts_and_teaches_nothing(settings, layout, make_stream, mak
     known[:, 1:] = True
     trainer.measure(only_matured(batches[-1], slot, np.zeros((len(slot), 3), np.float32), known))
     after = everything(trainer)[0]
-    for group in ("dense", "optimizer", "table", "base_rates", "examples"):
+    for group in ("dense", "optimizer", "table", "base_rates", "examples", "calibration", "balancing"):
         assert_same(before[group], after[group])
     assert trainer.quality.report()["click"]["examples"] == report["click"]["examples"] + len(slot)
 

@@ -79,6 +79,8 @@ def test_probabilities_are_those_of_the_frozen_model_on_the_encoded_candidates(
 def test_the_score_is_what_the_learner_gives_the_exposure_before_it_learns(
     settings, learned, scorer, events, make_assembly
 ) -> None:
+    # The scorer's precision; what the learner rounds to bfloat16 where the processor can is another question.
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": "float32"})})
     newest = SnapshotStore(learned).load(3)
     fresh = [event for event in events[N_LEARNED:] if event.type == "content_view"]
     users = {event.user_id for event in events[:N_LEARNED]}
@@ -87,7 +89,7 @@ def test_the_score_is_what_the_learner_gives_the_exposure_before_it_learns(
     chosen.append(msgspec.structs.replace(fresh[0], user_id="new", item_id="new", event_id="new", item={}, user={}))
     for event in chosen:
         assembly = make_assembly(settings, [event], N_LEARNED, None, newest)
-        [batch] = [piece for piece in assembly.ingest.stream() if isinstance(piece, Batch)]
+        [batch] = [piece for piece in assembly.feed.stream() if isinstance(piece, Batch)]
         assembly.trainer.step(batch)
         [slot] = batch.slot[batch.slot >= 0].tolist()
         logits = assembly.trainer.save()[0]["examples"]["logits"][slot]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from kafka import KafkaAdminClient
 
-from streamer.broker import BrokerError, EmbeddedBroker, create_topics
+from streamer.broker import BrokerError, EmbeddedBroker, StopAskedError, create_topics
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,6 +129,12 @@ def test_a_refused_topic_says_why(apache_kafka: str) -> None:
 def test_an_absent_broker_is_named(servers: str) -> None:
     with pytest.raises(BrokerError, match=re.escape(f"No Kafka broker answers at `{servers}`")):
         create_topics(servers, {"events": 1}, timeout_ms=300)
+
+
+def test_a_wait_for_a_broker_ends_when_asked_to_stop() -> None:
+    asked = iter([False, False, True])
+    with pytest.raises(StopAskedError, match=r"waiting for a Kafka broker at `127\.0\.0\.1:1`"):
+        create_topics("127.0.0.1:1", {"events": 1}, stop=lambda: next(asked))
 
 
 @pytest.mark.parametrize("servers", ["localhost", "localhost:kafka", "", ":9092", "a:1,b"])

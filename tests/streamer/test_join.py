@@ -212,6 +212,10 @@ class Exposure:
     waiting: set[int]
 
 
+def _age(exposure: Exposure) -> tuple[int, int]:
+    return exposure.time_ms, exposure.arrival
+
+
 class Model:
     """Every exposure in one list, searched from end to end."""
 
@@ -244,7 +248,9 @@ class Model:
 
     def expose(self, exposure: Exposure) -> None:
         if len(self.open) >= self.max_open:
-            oldest = min(self.open, key=lambda other: (other.time_ms, other.slot))
+            # Of one partition's exposures of the same time the one that came first; of two partitions' the lower slot.
+            waiting = {exposure.partition: exposure for exposure in sorted(self.open, key=_age, reverse=True)}
+            oldest = min(waiting.values(), key=lambda other: (other.time_ms, other.slot))
             oldest.waiting = set()
             self.n_evicted += 1
         self.exposures.append(exposure)

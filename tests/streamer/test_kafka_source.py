@@ -1,6 +1,9 @@
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,13 +11,36 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from contracts.records import Offsets, Record
 from contracts.settings import KafkaSettings
-from streamer.broker import BrokerError, create_topics
+from streamer.broker import BrokerError, StopAskedError, create_topics
+from streamer.sources.confluent import ConfluentSource
 from streamer.sources.kafka import KafkaSource, OffsetsLostError
+from streamer.sources.topic import open_topic
+
+TopicSource = KafkaSource | ConfluentSource
+Open = Callable[..., TopicSource]
 
 
-def _settings(broker: str, topic: str, **more: object) -> KafkaSettings:
+CLIENTS = ("kafka-python", "confluent")
+
+
+def _open(
+    client: str,
+    broker: str,
+    topic: str,
+    resume: Offsets | None = None,
+    connect_timeout_ms: int = 30_000,
+    stop: Callable[[], bool] = lambda: False,
+    **more: object,
+) -> TopicSource:
     values = {"bootstrap_servers": broker, "topic": topic, "group": f"group-{topic}", "session_timeout": "1s", **more}
-    return KafkaSettings.model_validate(values)
+    settings = KafkaSettings.model_validate({"client": client, **values})
+    return open_topic(settings, resume, connect_timeout_ms=connect_timeout_ms, stop=stop)
+
+
+@pytest.fixture(params=CLIENTS)
+def open_source(request: pytest.FixtureRequest) -> Open:
+    """Opens a topic by each client in turn: ``open_source(broker, topic, resume=…, **settings)``."""
+    return partial(_open, request.param)
 
 
 def _produce(broker: str, topic: str, n_records: int, partition: int = 0, start: int = 0) -> None:
@@ -25,7 +51,7 @@ def _produce(broker: str, topic: str, n_records: int, partition: int = 0, start:
     producer.close()
 
 
-def _read_until(source: KafkaSource, done: Callable[[list[Record]], bool], seconds: float = 30) -> list[Record]:
+def _read_until(source: TopicSource, done: Callable[[list[Record]], bool], seconds: float = 30) -> list[Record]:
     records: list[Record] = []
     deadline = time.monotonic() + seconds
     while not done(records):
@@ -34,7 +60,7 @@ def _read_until(source: KafkaSource, done: Callable[[list[Record]], bool], secon
     return records
 
 
-def _read_to_end(source: KafkaSource) -> list[Record]:
+def _read_to_end(source: TopicSource) -> list[Record]:
     return _read_until(source, lambda _: source.caught_up())
 
 
@@ -42,43 +68,43 @@ def _values(records: list[Record]) -> list[int]:
     return [int(record.value) for record in records]
 
 
-def test_records_come_with_their_place_and_time(broker: str, topic: str) -> None:
+def test_records_come_with_their_place_and_time(open_source: Open, broker: str, topic: str) -> None:
     create_topics(broker, {topic: 1})
     _produce(broker, topic, 3)
-    with KafkaSource(_settings(broker, topic)) as source:
+    with open_source(broker, topic) as source:
         assert _read_to_end(source) == [Record(topic, 0, n, None, b"%d" % n, 1000 + n) for n in range(3)]
         assert source.position() == {(topic, 0): 3}
         assert not source.ended
 
 
-def test_a_topic_without_records_is_caught_up_and_has_a_position(broker: str, topic: str) -> None:
+def test_a_topic_without_records_is_caught_up_and_has_a_position(open_source: Open, broker: str, topic: str) -> None:
     create_topics(broker, {topic: 2})
-    with KafkaSource(_settings(broker, topic)) as source:
+    with open_source(broker, topic) as source:
         assert not source.caught_up()  # nothing is assigned yet
         assert _read_to_end(source) == []
         assert source.position() == {(topic, 0): 0, (topic, 1): 0}
 
 
-def test_a_tombstone_comes_with_an_empty_value(broker: str, topic: str) -> None:
+def test_a_tombstone_comes_with_an_empty_value(open_source: Open, broker: str, topic: str) -> None:
     create_topics(broker, {topic: 1})
     producer = KafkaProducer(bootstrap_servers=broker, enable_idempotence=False)
     producer.send(topic, key=b"k", value=None).get(10)
     producer.close()
-    with KafkaSource(_settings(broker, topic)) as source:
+    with open_source(broker, topic) as source:
         (record,) = _read_to_end(source)
     assert (record.key, record.value) == (b"k", b"")
 
 
-def test_the_snapshot_decides_where_to_resume_not_the_group(broker: str, topic: str) -> None:
+def test_the_snapshot_decides_where_to_resume_not_the_group(open_source: Open, broker: str, topic: str) -> None:
     create_topics(broker, {topic: 1})
     _produce(broker, topic, 10)
-    with KafkaSource(_settings(broker, topic)) as source:
+    with open_source(broker, topic) as source:
         _read_to_end(source)
         source.commit({(topic, 0): 10})
         _committed(broker, topic, wait_for=10)
-    with KafkaSource(_settings(broker, topic), resume={(topic, 0): 4}) as source:
+    with open_source(broker, topic, resume={(topic, 0): 4}) as source:
         assert _values(_read_to_end(source)) == [4, 5, 6, 7, 8, 9]
-    with KafkaSource(_settings(broker, topic)) as source:
+    with open_source(broker, topic) as source:
         assert _values(_read_to_end(source)) == list(range(10))
 
 
@@ -94,72 +120,75 @@ def _committed(broker: str, topic: str, wait_for: int) -> None:
         consumer.close()
 
 
-def test_a_partition_that_the_snapshot_does_not_name_starts_at_its_beginning(broker: str, topic: str) -> None:
+def test_a_partition_that_the_snapshot_does_not_name_starts_at_its_beginning(
+    open_source: Open, broker: str, topic: str
+) -> None:
     create_topics(broker, {topic: 2})
     _produce(broker, topic, 3, partition=0)
     _produce(broker, topic, 3, partition=1)
-    with KafkaSource(_settings(broker, topic, start="latest"), resume={(topic, 0): 2}) as source:
+    with open_source(broker, topic, start="latest", resume={(topic, 0): 2}) as source:
         records = _read_to_end(source)
     assert sorted((record.partition, record.offset) for record in records) == [(0, 2), (1, 0), (1, 1), (1, 2)]
 
 
-def test_a_snapshot_that_read_nothing_is_a_snapshot(broker: str, topic: str) -> None:
+def test_a_snapshot_that_read_nothing_is_a_snapshot(open_source: Open, broker: str, topic: str) -> None:
     create_topics(broker, {topic: 1})
     _produce(broker, topic, 3)
-    with KafkaSource(_settings(broker, topic, start="latest"), resume={}) as source:
+    with open_source(broker, topic, start="latest", resume={}) as source:
         assert _values(_read_to_end(source)) == [0, 1, 2]
 
 
 @pytest.mark.kafka
-def test_latest_skips_what_is_there_and_its_position_says_so(apache_kafka: str, topic: str) -> None:
+def test_latest_skips_what_is_there_and_its_position_says_so(open_source: Open, apache_kafka: str, topic: str) -> None:
     create_topics(apache_kafka, {topic: 1})
     _produce(apache_kafka, topic, 5)
-    settings = _settings(apache_kafka, topic, start="latest")
-    with KafkaSource(settings) as source:
+    with open_source(apache_kafka, topic, start="latest") as source:
         assert _read_to_end(source) == []
         position = source.position()
     assert position == {(topic, 0): 5}
     _produce(apache_kafka, topic, 2, start=5)
-    with KafkaSource(settings, resume=position) as source:
+    with open_source(apache_kafka, topic, start="latest", resume=position) as source:
         assert _values(_read_to_end(source)) == [5, 6]
 
 
-def test_the_position_of_a_resume_stands_before_the_first_poll(broker: str, topic: str) -> None:
+def test_the_position_of_a_resume_stands_before_the_first_poll(open_source: Open, broker: str, topic: str) -> None:
     create_topics(broker, {topic: 1})
-    with KafkaSource(_settings(broker, topic), resume={(topic, 0): 0}) as source:
+    with open_source(broker, topic, resume={(topic, 0): 0}) as source:
         assert source.position() == {(topic, 0): 0}
 
 
 @pytest.mark.parametrize(("name", "partition", "offset"), [("other", 0, 1), ("", 3, 7), ("", 0, -1)])
 def test_offsets_of_something_else_are_refused(
-    name: str, partition: int, offset: int, embedded_broker: str, topic: str
+    open_source: Open, name: str, partition: int, offset: int, embedded_broker: str, topic: str
 ) -> None:
     create_topics(embedded_broker, {topic: 1})
     with pytest.raises(ValueError, match=f"does not fit topic `{topic}` with 1 partitions"):
-        KafkaSource(_settings(embedded_broker, topic), resume={(name or topic, partition): offset})
+        open_source(embedded_broker, topic, resume={(name or topic, partition): offset})
 
 
-def test_an_offset_beyond_the_end_is_an_error_not_a_silence(broker: str, topic: str) -> None:
+def test_an_offset_beyond_the_end_is_an_error_not_a_silence(open_source: Open, broker: str, topic: str) -> None:
     create_topics(broker, {topic: 2})
     _produce(broker, topic, 5)
     with (
-        KafkaSource(_settings(broker, topic), resume={(topic, 0): 50}) as source,
+        open_source(broker, topic, resume={(topic, 0): 50}) as source,
         pytest.raises(OffsetsLostError, match=rf"{topic}\[0\]: wants offset 50, the broker has 0 to 5"),
     ):
         _read_until(source, lambda _: False)
 
 
 @pytest.mark.kafka
-def test_an_offset_that_retention_deleted_is_an_error_not_a_jump(apache_kafka: str, topic: str) -> None:
+def test_an_offset_that_retention_deleted_is_an_error_not_a_jump(
+    open_source: Open, apache_kafka: str, topic: str
+) -> None:
     create_topics(apache_kafka, {topic: 1})
     _produce(apache_kafka, topic, 20)
     _delete_before(apache_kafka, topic, 12)
     with (
-        KafkaSource(_settings(apache_kafka, topic), resume={(topic, 0): 5}) as source,
+        open_source(apache_kafka, topic, resume={(topic, 0): 5}) as source,
         pytest.raises(OffsetsLostError, match=rf"{topic}\[0\]: wants offset 5, the broker has 12 to 20"),
     ):
         _read_until(source, lambda _: False)
-    with KafkaSource(_settings(apache_kafka, topic)) as source:
+    with open_source(apache_kafka, topic) as source:
         assert _values(_read_to_end(source)) == list(range(12, 20))
 
 
@@ -170,17 +199,19 @@ def _delete_before(broker: str, topic: str, offset: int) -> None:
 
 
 @pytest.mark.kafka
-def test_an_emptied_partition_is_caught_up(apache_kafka: str, topic: str) -> None:
+def test_an_emptied_partition_is_caught_up(open_source: Open, apache_kafka: str, topic: str) -> None:
     create_topics(apache_kafka, {topic: 1})
     _produce(apache_kafka, topic, 20)
     _delete_before(apache_kafka, topic, 20)
-    with KafkaSource(_settings(apache_kafka, topic)) as source:
+    with open_source(apache_kafka, topic) as source:
         assert _read_to_end(source) == []
         assert source.position() == {(topic, 0): 20}
 
 
 @pytest.mark.kafka
-def test_aborted_records_do_not_come_and_do_not_hold_up_the_end(apache_kafka: str, topic: str) -> None:
+def test_aborted_records_do_not_come_and_do_not_hold_up_the_end(
+    open_source: Open, apache_kafka: str, topic: str
+) -> None:
     create_topics(apache_kafka, {topic: 1})
     producer = KafkaProducer(bootstrap_servers=apache_kafka, transactional_id=topic)
     producer.init_transactions()
@@ -190,26 +221,26 @@ def test_aborted_records_do_not_come_and_do_not_hold_up_the_end(apache_kafka: st
         producer.flush()
         finish()
     producer.close()
-    with KafkaSource(_settings(apache_kafka, topic)) as source:
+    with open_source(apache_kafka, topic) as source:
         assert _values(_read_to_end(source)) == [1]
         assert source.lag() == {(topic, 0): 0}
 
 
 @pytest.mark.kafka
-def test_the_lag_is_what_was_not_read(apache_kafka: str, topic: str) -> None:
+def test_the_lag_is_what_was_not_read(open_source: Open, apache_kafka: str, topic: str) -> None:
     create_topics(apache_kafka, {topic: 1})
     _produce(apache_kafka, topic, 50)
-    with KafkaSource(_settings(apache_kafka, topic, max_poll_records=20)) as source:
+    with open_source(apache_kafka, topic, max_poll_records=20) as source:
         records = _read_until(source, bool)
         assert source.lag() == {(topic, 0): 50 - len(records)}
 
 
 @pytest.fixture
-def members(broker: str, topic: str) -> Iterator[Callable[[], "_Member"]]:
+def members(open_source: Open, broker: str, topic: str) -> Iterator[Callable[[], "_Member"]]:
     started: list[_Member] = []
 
     def start() -> "_Member":
-        started.append(_Member(_settings(broker, topic)))
+        started.append(_Member(lambda: open_source(broker, topic)))
         return started[-1]
 
     yield start
@@ -220,16 +251,16 @@ def members(broker: str, topic: str) -> Iterator[Callable[[], "_Member"]]:
 class _Member:
     """A source in a thread of its own, as a process of the group would have one."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, open_its_source: Callable[[], TopicSource]) -> None:
         self.records: list[Record] = []
         self.position: Offsets = {}
-        self._settings = settings
+        self._open = open_its_source
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
-        with KafkaSource(self._settings) as source:
+        with self._open() as source:
             while not self._left.is_set():
                 self.records += source.poll(50)
                 self.position = source.position()
@@ -273,21 +304,39 @@ def test_reading_goes_on_when_the_broker_comes_back(start_apache_kafka: Callable
     broker = start_apache_kafka()
     create_topics(broker.bootstrap_servers, {topic: 1})
     _produce(broker.bootstrap_servers, topic, 10)
-    with KafkaSource(_settings(broker.bootstrap_servers, topic)) as source:
-        before = _read_to_end(source)
+    with ExitStack() as stack:
+        sources = [stack.enter_context(_open(c, broker.bootstrap_servers, topic, group=c)) for c in CLIENTS]
+        before = [_read_to_end(source) for source in sources]
         broker.restart()
         _produce(broker.bootstrap_servers, topic, 10, start=10)
-        after = _read_until(source, lambda records: len(records) >= 10, seconds=60)
-    assert _values(before + after) == list(range(20))
+        for first, source in zip(before, sources, strict=True):
+            after = _read_until(source, lambda records: len(records) >= 10, seconds=60)
+            assert _values(first + after) == list(range(20))
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_closing_without_a_broker_does_not_hang(start_apache_kafka: Callable[[], Any], topic: str) -> None:
+    broker = start_apache_kafka()
+    create_topics(broker.bootstrap_servers, {topic: 1})
+    sources = [_open(client, broker.bootstrap_servers, topic, group=client) for client in CLIENTS]
+    for source in sources:
+        _read_to_end(source)
+    broker.stop()
+    for source in sources:
+        start = time.monotonic()
+        source.close()
+        assert time.monotonic() - start < 12
 
 
 @pytest.mark.kafka
 def test_a_partition_that_is_added_later_is_read_from_its_beginning(
-    apache_kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
+    open_source: Open, apache_kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamer.sources.kafka.METADATA_AGE_MS", 500)
+    for client in ("kafka", "confluent"):
+        monkeypatch.setattr(f"streamer.sources.{client}.METADATA_AGE_MS", 500)
     create_topics(apache_kafka, {topic: 1})
-    with KafkaSource(_settings(apache_kafka, topic, start="latest")) as source:
+    with open_source(apache_kafka, topic, start="latest") as source:
         assert _read_to_end(source) == []
         admin = KafkaAdminClient(bootstrap_servers=apache_kafka)
         admin.create_partitions({topic: 2})
@@ -297,26 +346,43 @@ def test_a_partition_that_is_added_later_is_read_from_its_beginning(
         assert _values(_read_until(source, lambda records: len(records) >= 3)) == [0, 1, 2]
 
 
-def test_an_absent_topic_is_named(broker: str, topic: str) -> None:
+def test_an_absent_topic_is_named(open_source: Open, broker: str, topic: str) -> None:
     with pytest.raises(BrokerError, match=f"Topic `{topic}` does not exist at `{broker}`"):
-        KafkaSource(_settings(broker, topic), connect_timeout_ms=300)
+        open_source(broker, topic, connect_timeout_ms=300)
 
 
-def test_a_topic_that_comes_later_is_waited_for(broker: str, topic: str) -> None:
+def test_a_wait_for_a_topic_ends_when_asked_to_stop(open_source: Open, embedded_broker: str, topic: str) -> None:
+    with pytest.raises(StopAskedError, match=f"waiting for topic `{topic}`"):
+        open_source(embedded_broker, topic, stop=lambda: True)
+
+
+def test_auto_takes_confluent_where_it_is_installed(
+    embedded_broker: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_topics(embedded_broker, {topic: 1})
+    with _open("auto", embedded_broker, topic) as source:
+        assert isinstance(source, ConfluentSource)
+    monkeypatch.setitem(sys.modules, "confluent_kafka", None)
+    with _open("auto", embedded_broker, topic) as source:
+        assert isinstance(source, KafkaSource)
+    with pytest.raises(BrokerError, match=r'not installed: pip install "anabranch\[confluent\]"'):
+        _open("confluent", embedded_broker, topic)
+
+
+def test_a_topic_that_comes_later_is_waited_for(open_source: Open, broker: str, topic: str) -> None:
     timer = threading.Timer(0.5, create_topics, (broker, {topic: 1}))
     timer.start()
-    with KafkaSource(_settings(broker, topic)) as source:
+    with open_source(broker, topic) as source:
         assert _read_to_end(source) == []
     timer.join()
 
 
-def test_an_absent_broker_is_named() -> None:
-    settings = KafkaSettings(bootstrap_servers="127.0.0.1:1")
+def test_an_absent_broker_is_named(open_source: Open) -> None:
     with pytest.raises(BrokerError, match=r"No Kafka broker answers at `127\.0\.0\.1:1`"):
-        KafkaSource(settings, connect_timeout_ms=300)
+        open_source("127.0.0.1:1", "events", connect_timeout_ms=300)
 
 
-def test_a_commit_before_anything_is_assigned_is_no_error(embedded_broker: str, topic: str) -> None:
+def test_a_commit_before_anything_is_assigned_is_no_error(open_source: Open, embedded_broker: str, topic: str) -> None:
     create_topics(embedded_broker, {topic: 1})
-    with KafkaSource(_settings(embedded_broker, topic)) as source:
+    with open_source(embedded_broker, topic) as source:
         source.commit({(topic, 0): 0})

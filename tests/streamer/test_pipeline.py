@@ -242,7 +242,7 @@ def test_a_run_that_was_stopped_after_any_record_goes_on_bit_for_bit(n_taken: in
 
 
 def _after(n_calls: int) -> Callable[[], bool]:
-    """True from the call behind the first ``n_calls`` on; the pipeline asks first, then after each poll and each batch."""
+    """True from the call behind the first ``n_calls`` on; the pipeline asks first, then after each poll and batch."""
     calls = iter(range(n_calls))
     return lambda: next(calls, None) is None
 

@@ -13,9 +13,11 @@ from kafka import KafkaProducer
 from contracts.records import Record
 from contracts.settings import KafkaSettings
 from streamer.broker import create_topics
+from streamer.sources.confluent import ConfluentSource
 from streamer.sources.file import FileSource
 from streamer.sources.kafka import KafkaSource
 from streamer.sources.memory import PAUSE, MemorySource
+from streamer.sources.topic import open_topic
 from streamer.testing import SOURCE_LAWS, SourceCase, records_of
 
 N_ROWS = 230
@@ -64,7 +66,8 @@ def _write(path: Path) -> None:
 
 
 @law_by_law
-def test_kafka(law: Law, broker: str, topic: str) -> None:
+@pytest.mark.parametrize("client", ["kafka-python", "confluent"])
+def test_kafka(law: Law, client: str, broker: str, topic: str) -> None:
     create_topics(broker, {topic: 3})
     producer = KafkaProducer(bootstrap_servers=broker, enable_idempotence=False, compression_type="lz4")
     sent = [
@@ -83,6 +86,7 @@ def test_kafka(law: Law, broker: str, topic: str) -> None:
         {
             "bootstrap_servers": broker,
             "topic": topic,
+            "client": client,
             "group": topic,
             "session_timeout": "1s",
             "max_poll_records": 7,
@@ -90,10 +94,10 @@ def test_kafka(law: Law, broker: str, topic: str) -> None:
     )
     law(
         SourceCase(
-            lambda: KafkaSource(settings),
+            lambda: open_topic(settings),
             records,
-            done=lambda source: isinstance(source, KafkaSource) and source.caught_up(),
+            done=lambda source: isinstance(source, KafkaSource | ConfluentSource) and source.caught_up(),
             bounded=False,
-            n_cuts=3,
+            n_cuts=2,
         )
     )

@@ -1,0 +1,47 @@
+"""Progressive layered extraction, one level (Tang et al., RecSys 2020): shared experts, and one of each task's own."""
+
+import torch
+from torch import Tensor, nn
+
+from contracts.settings import ModelSettings
+from learner.models._base import Shape
+from learner.models._blocks import ExpertDropout, ParallelMlp, Towers
+
+EMBEDDINGS_PER_TASK = False
+
+
+class Ple(nn.Module):
+    """Task t sees Σₛ gₜₛ(x)·fₛ(x) + gₜ(x)·fₜ(x); no other task's gradient reaches its own expert fₜ.
+
+    Half of the setting's `experts` are shared, at least one, and each task has one more: the default's four are two
+    shared ones.
+    """
+
+    def __init__(self, shape: Shape, settings: ModelSettings) -> None:
+        super().__init__()
+        self._n_shared, self._n_tasks = max(settings.experts // 2, 1), shape.n_tasks
+        self.experts = ParallelMlp(
+            self._n_shared + shape.n_tasks,
+            shape.n_embeddings * shape.width,
+            shape.n_dense,
+            settings.expert_layers,
+            n_beside=shape.n_tasks * (self._n_shared + 1),
+        )
+        self.dropout = ExpertDropout()
+        self.towers = Towers(shape.n_tasks, self.experts.n_out, settings.tower)
+
+    def forward(self, embeddings: Tensor, dense: Tensor) -> Tensor:
+        """Residual logits, shape ``[N, T]``."""
+        experts, beside = self.experts(embeddings.flatten(1), dense)  # [S + T, N, H], [N, T·(S + 1)]
+        # Over rows that lie side by side the softmax is vectorised.
+        gates = self.dropout(beside.t().reshape(self._n_tasks, self._n_shared + 1, -1).softmax(1))  # [T, S + 1, N]
+        mixed = gates[:, -1].unsqueeze(2) * experts[self._n_shared :]  # [T, N, H]
+        for expert in range(self._n_shared):
+            mixed = torch.addcmul(mixed, gates[:, expert].unsqueeze(2), experts[expert])
+        logits: Tensor = self.towers(mixed)
+        return logits
+
+
+def build(shape: Shape, settings: ModelSettings) -> nn.Module:
+    """The component's entry point."""
+    return Ple(shape, settings)

@@ -1,0 +1,48 @@
+"""What each task minimises: its cross-entropy, bent for imbalance, delay and funnel as the settings say."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contracts.batch import Bools
+from contracts.settings import Settings
+from learner.funnel import ROOT, inverse_propensity_loss, joint_logits
+from learner.imbalance import masked_focal
+from learner.losses import immediate_logits, masked_bce
+
+
+class Objective:
+    """The loss of each task, before they are balanced."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._parents = settings.parents
+        self._immediate = torch.tensor(settings.immediate_tasks)
+        self._positive_weights = torch.tensor([task.positive_weight for task in settings.tasks])
+        self._gammas = torch.tensor([task.focal_gamma for task in settings.tasks])
+        self._plain = bool((self._positive_weights == 1).all() and (self._gammas == 0).all())
+        stages = np.array([parent != ROOT for parent in self._parents])
+        self._propensity_weight = settings.train.inverse_propensity if stages.any() else 0.0
+        self.settling: Bools = stages & (self._propensity_weight > 0)
+        """Shape ``[T]``: tasks whose final labels are asked for, also where they were learned earlier."""
+
+    def __call__(self, conditional: Tensor, labels: Tensor, learn: Tensor, final: Tensor) -> Tensor:
+        """Mean loss per task, shape ``[T]``.
+
+        :param conditional: logits, given the parent, shape ``[N, T]``.
+        :param labels: shape ``[N, T]``.
+        :param learn: shape ``[N, T]``, the labels to learn from.
+        :param final: shape ``[N, T]``, the labels whose window closed with this row.
+        """
+        scored = immediate_logits(joint_logits(conditional, self._parents), self._immediate)
+        if self._plain:
+            losses = masked_bce(scored, labels, learn)
+        else:
+            losses = masked_focal(scored, labels, learn, self._positive_weights, self._gammas)
+        if not self._propensity_weight:
+            return losses
+        # A parent's window may have closed before; its label stands in the row all the same.
+        final = final.clone()
+        for task, parent in enumerate(self._parents):
+            if parent != ROOT:
+                final[:, parent] |= final[:, task]
+        return losses + self._propensity_weight * inverse_propensity_loss(conditional, labels, final, self._parents)

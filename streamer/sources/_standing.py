@@ -1,0 +1,92 @@
+"""Where the reader of a topic stands and where it starts: what the sources of both Kafka clients share."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from contracts.records import Offsets, Partition
+from contracts.settings import KafkaSettings
+
+CONNECT_MS = 30_000
+RESOLVE_MS = 10_000
+METADATA_AGE_MS = 60_000  # how late a new partition may be noticed
+FETCH_WAIT_MS = 50
+FETCH_BYTES = 64 << 20
+PARTITION_FETCH_BYTES = 8 << 20
+
+
+class OffsetsLostError(ValueError):
+    """The topic no longer has the offset to go on at (or does not have it yet); the message names both."""
+
+
+class Standing:
+    """The next offset of each partition, and where a partition starts that is assigned.
+
+    :param first_partitions: what the topic had when the source was made.
+    """
+
+    def __init__(self, settings: KafkaSettings, first_partitions: frozenset[int]) -> None:
+        self.next: Offsets = {}
+        self._topic = settings.topic
+        self._start = settings.start
+        self._first_partitions = first_partitions
+        self._snapshot_given = False
+
+    def seek(self, offsets: Offsets) -> None:
+        """Stand at a snapshot's offsets.
+
+        :raises ValueError: an offset of another topic, of a partition that is not there, or a negative one.
+        """
+        for (topic, partition), offset in offsets.items():
+            if topic != self._topic or partition not in self._first_partitions or offset < 0:
+                raise ValueError(
+                    f"The snapshot's offset {offset} of `{topic}`[{partition}] does not fit topic "
+                    f"`{self._topic}` with {len(self._first_partitions)} partitions. Read the topic that the snapshot "
+                    "was made from, or start in a new snapshot folder."
+                )
+        self.next = dict(offsets)
+        self._snapshot_given = True
+
+    def start_of(self, partition: int) -> int | Literal["beginning", "end"]:
+        """Where to start reading a partition, first that holds:
+
+        1. where the source stands in it, if it read from it before (a rebalance gave it back), or as the snapshot says;
+        2. its beginning, if there is a snapshot that does not name it, or if it was created after the source: nothing
+           is lost;
+        3. ``settings.start``.
+        """
+        offset = self.next.get((self._topic, partition))
+        if offset is not None:
+            return offset
+        created_later = partition not in self._first_partitions
+        if self._snapshot_given or created_later or self._start == "earliest":
+            return "beginning"
+        return "end"
+
+    def lost(self, ranges: Iterable[tuple[int, int, int]], why: str) -> OffsetsLostError:
+        """The error for offsets that the broker does not have.
+
+        :param ranges: partition, first offset and end offset, as the broker has them.
+        :param why: told instead where every partition fits.
+        """
+        lines = []
+        for partition, begin, end in ranges:
+            wanted = self.next.get((self._topic, partition))
+            if wanted is not None and not begin <= wanted <= end:
+                lines.append(
+                    f"{show((self._topic, partition))}: wants offset {wanted}, the broker has {begin} to {end}"
+                )
+        return OffsetsLostError(
+            f"The topic does not have the offsets to go on at. {'; '.join(lines or [why])}. Records were deleted by "
+            "retention, or the topic was made anew. Roll back to a snapshot that fits, or start in a new snapshot "
+            "folder."
+        )
+
+
+def heartbeat_interval_ms(settings: KafkaSettings) -> int:
+    """Twelve chances to be heard; Tansu also lets members join only at heartbeats."""
+    return max(50, min(3_000, settings.session_timeout_ms // 12))
+
+
+def show(partition: Partition) -> str:
+    """A partition in messages: ``events[3]``."""
+    return f"{partition[0]}[{partition[1]}]"

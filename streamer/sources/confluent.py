@@ -1,0 +1,366 @@
+"""The same as `kafka.py` by confluent-kafka (librdkafka), at a fifth of its cost a record (ADR 10)."""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable
+from typing import Self
+
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from contracts.records import Offsets, Partition, Record
+from contracts.settings import KafkaSettings
+from streamer.connection import LOG_EVERY_SECONDS, BrokerError, StopAskedError, absent, connect, never, refused
+from streamer.security import confluent_options
+from streamer.sources._standing import (
+    CONNECT_MS,
+    FETCH_BYTES,
+    FETCH_WAIT_MS,
+    METADATA_AGE_MS,
+    PARTITION_FETCH_BYTES,
+    RESOLVE_MS,
+    OffsetsLostError,
+    Standing,
+    heartbeat_interval_ms,
+    show,
+)
+
+__all__ = ["ConfluentSource", "OffsetsLostError"]
+
+logger = logging.getLogger(__name__)
+_librdkafka = logging.getLogger(f"{__name__}.librdkafka")
+
+# librdkafka reads ahead in its own threads, in units of fetches: up to so much waits here, and a fetch beyond.
+READ_AHEAD_KILOBYTES = 32 << 10
+AT_ONCE = 500  # more messages at a time fall out of the processor's cache before they are records
+_LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION}
+_FORBIDDEN = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}
+_new_record = tuple.__new__
+
+
+class _Rarely:
+    """Lets a line pass once in five seconds: librdkafka repeats itself ten times a second while a broker is away."""
+
+    def __init__(self) -> None:
+        self._passed_seconds: dict[str, float] = {}
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        line = re.sub(r"\d+", "", record.getMessage())
+        last_seconds = self._passed_seconds.get(line)
+        if last_seconds is not None and record.created - last_seconds < LOG_EVERY_SECONDS:
+            return False
+        self._passed_seconds[line] = record.created
+        return True
+
+
+_librdkafka.addFilter(_Rarely())
+
+
+class ConfluentSource:
+    """A stream without end, read by confluent-kafka; partitions come and go with the group.
+
+    Offsets, transactions, tombstones, threads, parameters and errors are as :class:`KafkaSource` says.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        resume: Offsets | None = None,
+        *,
+        until_end: bool = False,
+        connect_timeout_ms: int = CONNECT_MS,
+        stop: Callable[[], bool] = never,
+    ) -> None:
+        self._settings = settings
+        self._until_end = until_end
+        self._closed = False
+        self._reached: dict[int, int] = {}
+        """The offset that reading of each assigned partition has come to, offsets without a record passed too."""
+        self._sought: dict[int, int] = {}
+        """Where a reader was put and has read nothing since: the place that may not exist."""
+        self._found_end: dict[int, int] = {}
+        """The offset at which a fetch found the end of an assigned partition."""
+        self._joined = False
+        self._failure: BrokerError | OffsetsLostError | None = None
+        self._said = ""
+        self._commit_failed = False
+        self._consumer = connect(
+            lambda _: Consumer(self._options(), logger=_librdkafka), settings, connect_timeout_ms, stop
+        )
+        try:
+            self._standing = Standing(settings, self._wait_for_topic(connect_timeout_ms, stop))
+            if resume is not None:
+                self.seek(resume)
+            self._consumer.subscribe([settings.topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def ended(self) -> bool:
+        """A stream has no end, unless ``until_end`` asks for one."""
+        return self._until_end and self.caught_up()
+
+    def poll(self, timeout_ms: int) -> list[Record]:
+        """The next records; joins the group and takes part in its rebalances on the way.
+
+        :raises OffsetsLostError: retention deleted the offset to go on at, or the topic ends before it.
+        :raises BrokerError: the broker refuses this user, or does not tell where an assigned partition begins.
+        """
+        if self._failure is not None:
+            raise self._failure
+        n_most = self._settings.max_poll_records
+        polled = self._received(self._consumer.consume(min(AT_ONCE, n_most), 0))
+        if not polled and self._failure is None:
+            # One, then what came with it: asked for more than is there, `consume` waits the whole time.
+            polled = self._received(self._consumer.consume(1, timeout_ms / 1000))
+        while polled and len(polled) < n_most:
+            messages = self._consumer.consume(min(AT_ONCE, n_most - len(polled)), 0)
+            if not messages:
+                break
+            polled += self._received(messages)
+        if not polled:
+            self._check_sought()
+            if self._failure is not None:
+                raise self._failure
+        return polled
+
+    def _received(self, messages: list[Message]) -> list[Record]:
+        """The records among these messages; what is wrong is kept until the records before it were returned."""
+        topic = self._settings.topic
+        # What every record passes. A named tuple's own __new__ takes its arguments twice as long.
+        records = [
+            _new_record(Record, (topic, m.partition(), m.offset(), m.key(), m.value() or b"", m.timestamp()[1]))
+            for m in messages
+            if m.error() is None
+        ]
+        read_to = {record[1]: record[2] + 1 for record in records}  # the last record of each partition stays
+        for partition, offset in read_to.items():
+            self._standing.next[topic, partition] = offset
+            self._sought.pop(partition, None)
+        self._reached.update(read_to)
+        if len(records) < len(messages):
+            self._take(message for message in messages if message.error() is not None)
+        return records
+
+    def position(self) -> Offsets:
+        """The next offset of every partition that was read, or that the snapshot named.
+
+        A partition that another member took over stays here as far as this source read it.
+        """
+        return dict(self._standing.next)
+
+    def seek(self, offsets: Offsets) -> None:
+        """Go on at a snapshot's offsets; a partition it does not name starts at its beginning.
+
+        :raises ValueError: an offset of another topic, of a partition that is not there, or a negative one.
+        """
+        self._standing.seek(offsets)
+        if self._reached:
+            self._assign(self._reached)
+
+    def commit(self, offsets: Offsets) -> None:
+        """Tell the group where its members are, without waiting; a failure is only logged."""
+        told = [
+            TopicPartition(topic, partition, offset)
+            for (topic, partition), offset in offsets.items()
+            if topic == self._settings.topic and partition in self._reached
+        ]
+        if not told:
+            return
+        try:
+            self._consumer.commit(offsets=told, asynchronous=True)
+        except KafkaException as error:
+            self._on_commit(error.args[0], told)
+
+    def lag(self) -> dict[Partition, int]:
+        """Records behind the end, by partition; one whose end no fetch has told yet is left out.
+
+        Where the topic is transactional or compacted, offsets that carry no record count too.
+        """
+        return {
+            (self._settings.topic, partition): max(end - reached, 0)
+            for partition, reached in self._reached.items()
+            if (end := self._end(partition)) is not None
+        }
+
+    def caught_up(self) -> bool:
+        """A fetch behind the last record of every assigned partition found nothing more, for now.
+
+        Not by the end that the last fetch with records told: that is where the partition ended before them. False until
+        the group has assigned partitions; a member that got none has caught up.
+        """
+        return self._joined and all(
+            self._found_end.get(partition) == offset for partition, offset in self._reached.items()
+        )
+
+    def close(self) -> None:
+        """Leave the group and disconnect."""
+        if not self._closed:
+            self._closed = True
+            self._consumer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _options(self) -> dict[str, object]:
+        settings = self._settings
+        return {
+            "bootstrap.servers": settings.bootstrap_servers,
+            "client.id": "anabranch",
+            "group.id": settings.group,
+            "enable.auto.commit": False,
+            # An offset that is gone is an error to tell, never a reason to jump.
+            "auto.offset.reset": "error",
+            "allow.auto.create.topics": False,
+            "topic.metadata.refresh.interval.ms": METADATA_AGE_MS,
+            "metadata.max.age.ms": 3 * METADATA_AGE_MS,
+            "reconnect.backoff.max.ms": 3_000,
+            "isolation.level": "read_committed",
+            # kafka-python's first choice too: members of both clients can share a group.
+            "partition.assignment.strategy": "range",
+            "session.timeout.ms": settings.session_timeout_ms,
+            "heartbeat.interval.ms": heartbeat_interval_ms(settings),
+            # The end of a partition comes as a message, with its offset: also where the last offsets carry no record.
+            "enable.partition.eof": True,
+            "check.crcs": True,
+            "fetch.wait.max.ms": FETCH_WAIT_MS,
+            "fetch.max.bytes": FETCH_BYTES,
+            "max.partition.fetch.bytes": PARTITION_FETCH_BYTES,
+            # Read ahead by bytes alone, and go on at once when there is room: with the defaults it stops for a second.
+            "queued.min.messages": 1_000_000,
+            "queued.max.messages.kbytes": READ_AHEAD_KILOBYTES,
+            "fetch.queue.backoff.ms": 1,
+            "error_cb": self._on_error,
+            "on_commit": self._on_commit,
+            **confluent_options(settings),
+        }
+
+    def _wait_for_topic(self, timeout_ms: int, stop: Callable[[], bool]) -> frozenset[int]:
+        servers, topic = self._settings.bootstrap_servers, self._settings.topic
+        start_seconds = told_seconds = time.monotonic()
+        while True:
+            self._consumer.poll(0)  # runs the callbacks
+            if self._failure is not None:
+                raise self._failure
+            unreachable = ""
+            try:
+                found = self._consumer.list_topics(topic, timeout=1).topics[topic]
+                if found.error is None and found.partitions:
+                    return frozenset(found.partitions)
+                if found.error is not None and found.error.code() in _FORBIDDEN:
+                    raise BrokerError(f"{servers} does not tell of topic `{topic}`: {found.error.str()}")
+            except KafkaException as error:
+                unreachable = self._said or error.args[0].str()
+            if stop():
+                raise StopAskedError(f"Asked to stop while waiting for topic `{topic}` at `{servers}`.")
+            now_seconds = time.monotonic()
+            if now_seconds - start_seconds >= timeout_ms / 1000:
+                if unreachable:
+                    raise absent(servers, timeout_ms, unreachable)
+                raise BrokerError(
+                    f"Topic `{topic}` does not exist at `{servers}` after {timeout_ms / 1000:.0f} s. Create it, or set "
+                    "kafka.topic or kafka.bootstrap_servers."
+                )
+            if now_seconds - told_seconds >= LOG_EVERY_SECONDS:
+                logger.warning("waiting for topic %s at %s", topic, servers)
+                told_seconds = now_seconds
+            time.sleep(0.2)
+
+    def _on_assign(self, _: Consumer, assigned: list[TopicPartition]) -> None:
+        """Runs within ``poll``."""
+        partitions = sorted(place.partition for place in assigned)
+        logger.info("assigned %s", ", ".join(self._show(partition) for partition in partitions) or "no partition")
+        self._assign(partitions)
+        self._joined = True
+
+    def _on_revoke(self, _: Consumer, revoked: list[TopicPartition]) -> None:
+        if revoked:
+            logger.info("gave back %s", ", ".join(self._show(partition) for partition in sorted(self._reached)))
+        # All of them: "range" deals out everything anew.
+        self._reached, self._sought, self._found_end = {}, {}, {}
+
+    def _assign(self, partitions: Iterable[int]) -> None:
+        """Put the reader of each partition to its start, as a number.
+
+        A snapshot names the partition then, and the next run, or a rebalance, starts it there.
+        """
+        reached: dict[int, int] = {}
+        self._sought, self._found_end = {}, {}
+        for partition in partitions:
+            start = self._standing.start_of(partition)
+            if isinstance(start, int):
+                self._sought[partition] = reached[partition] = start
+            else:
+                begin, end = self._range(partition)
+                reached[partition] = begin if start == "beginning" else end
+                self._standing.next[self._settings.topic, partition] = reached[partition]
+        self._reached = reached
+        self._consumer.assign([TopicPartition(self._settings.topic, *place) for place in reached.items()])
+
+    def _range(self, partition: int) -> tuple[int, int]:
+        """The first and the end offset, asked of the broker."""
+        place = TopicPartition(self._settings.topic, partition)
+        try:
+            begin, end = self._consumer.get_watermark_offsets(place, timeout=RESOLVE_MS / 1000)
+        except KafkaException as error:
+            raise BrokerError(
+                f"{self._settings.bootstrap_servers} does not tell where {self._show(partition)} begins: "
+                f"{error.args[0].str()}"
+            ) from error
+        return int(begin), int(end)
+
+    def _end(self, partition: int) -> int | None:
+        """The end that the last fetch told. Not asked of the broker: Tansu's answer is too low."""
+        place = TopicPartition(self._settings.topic, partition)
+        end = int(self._consumer.get_watermark_offsets(place, cached=True)[1])
+        return None if end == OFFSET_INVALID else end
+
+    def _take(self, messages: Iterable[Message]) -> None:
+        """Ends of partitions, and what is wrong."""
+        for message in messages:
+            error = message.error()
+            assert error is not None  # noqa: S101 - the caller chose these
+            code, partition = error.code(), message.partition()
+            if code == KafkaError._PARTITION_EOF:
+                if partition in self._reached:
+                    self._reached[partition] = max(self._reached[partition], message.offset() or 0)
+                    self._found_end[partition] = self._reached[partition]
+                    self._check_sought()
+            elif code in _LOST:
+                self._failure = self._lost(error.str())
+            elif code in _FORBIDDEN or error.fatal():
+                self._failure = BrokerError(f"{self._settings.bootstrap_servers} does not let us read: {error.str()}")
+            else:
+                logger.warning("%s: %s", self._settings.topic, error.str())
+
+    def _check_sought(self) -> None:
+        """Tansu answers a fetch beyond the end with nothing, for ever; the end that it tells shows it."""
+        for partition, offset in self._sought.items():
+            end = self._end(partition)
+            if end is not None and end < offset:
+                self._failure = self._lost("")
+
+    def _lost(self, why: str) -> OffsetsLostError:
+        found = []
+        for partition in sorted(self._reached):
+            begin, end = self._range(partition)
+            found.append((partition, begin, max(end, self._end(partition) or 0)))
+        return self._standing.lost(found, why)
+
+    def _on_error(self, error: KafkaError) -> None:
+        """What concerns a broker; librdkafka's own log lines tell it too."""
+        self._said = error.str()
+        if error.code() == KafkaError._AUTHENTICATION:
+            self._failure = refused(self._settings, error.str())
+
+    def _on_commit(self, error: KafkaError | None, offsets: object) -> None:
+        if error is not None and not self._commit_failed:
+            logger.warning("offsets could not be committed, lag tools may be behind: %s (%s)", error.str(), offsets)
+        self._commit_failed = error is not None
+
+    def _show(self, partition: int) -> str:
+        return show((self._settings.topic, partition))
