@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the processes of single tasks start sooner without it
 COMMON = ("--loss_function", "logistic", "-b", "22", "--quiet")
 QUADRATIC = ("-q", "ui", "-l", "0.2")
 LOW_RANK = ("--lrq", "ui2", "-l", "0.1")
-"""The least mean NE over the three tasks: `-q ui` of rates 0.05 to 0.5; `--lrq` of ranks 2 to 16 at 0.1, 4 at 0.05 to 0.2."""
+"""The least mean NE over the tasks: `-q ui` of rates 0.05 to 0.5; `--lrq` of ranks 2 to 16 at 0.1, 4 at 0.05 to 0.2."""
 
 
 def why_not() -> str:

@@ -81,8 +81,9 @@ class Network(nn.Module):
         :param dense: shape ``[N, D]``.
         :returns: shape ``[N, T]``.
         """
-        logits: Tensor = self.deep(embeddings, dense) + self.wide(dense)
-        return logits if self.common is None else logits + self.common(dense)
+        wide = self.wide.weight if self.common is None else self.wide.weight + self.common.weight
+        logits: Tensor = torch.addmm(self.deep(embeddings, dense), dense, wide.t())
+        return logits
 
 
 def load_network(network: Network, arrays: Mapping[str, NDArray[Any]]) -> None:
