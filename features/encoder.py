@@ -16,27 +16,21 @@ from numpy.typing import NDArray
 
 from contracts.batch import Float32s, Int64s, Rows
 from features.compiled import compiled, compiled_loop
-from features.counters import pair_key, read
-from features.covisits import count as count_of
-from features.covisits import unordered
-from features.fastmath import log1p
-from features.idmap import Integer, Real, find
+from features.idmap import Integer, find
 from features.profiles import (
     RANKING,
-    Float64s,
     Profiles,
     item_row,
     learn_attributes,
     learn_number,
-    log_q,
     remember,
     sample_item,
     uniform,
     user_row,
 )
+from features.rows import RowSpace, Viewer, copy_user, encode_item, encode_sampled, encode_user, total
 from features.schema import FeatureSchema
 
-_CLIP = 5.0
 _TRIES = 8
 
 
@@ -61,21 +55,6 @@ class EventColumns(NamedTuple):
     user_numbers: Float32s
     context_attributes: Int64s
     context_numbers: Float32s
-
-
-class _Out(NamedTuple):
-    ids: Int64s
-    history: Int64s
-    dense: Float32s
-    log_q: Float32s
-
-
-class _Viewer(NamedTuple):
-    """The user that rows are encoded for; row -1: not known."""
-
-    id: Integer
-    row: Integer
-    totals: Float32s  # [M], how often each item of the trail was counted together with another
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +165,9 @@ class Encoder:
     def _totals(self) -> Float32s:
         return np.zeros(self.profiles.trail.shape[1], np.float32)
 
-    def _empty(self, n_rows: int) -> _Out:
+    def _empty(self, n_rows: int) -> RowSpace:
         layout = self.schema.layout
-        return _Out(
+        return RowSpace(
             np.empty((n_rows, len(layout.fields)), np.int64),
             np.empty((n_rows, len(layout.event_types), layout.history_length), np.int64),
             np.empty((n_rows, len(layout.dense)), np.float32),
@@ -196,189 +175,8 @@ class Encoder:
         )
 
 
-def _cut(out: _Out, n_rows: int) -> Rows:
+def _cut(out: RowSpace, n_rows: int) -> Rows:
     return Rows(out.ids[:n_rows], out.history[:n_rows], out.dense[:n_rows], out.log_q[:n_rows])
-
-
-@compiled
-def _number(moments: Float64s, value: Real, out: Float32s) -> None:
-    """Standardised and clipped to ±5, then 1 where missing: unknown is not zero."""
-    if np.isnan(value):
-        out[0], out[1] = 0.0, 1.0
-        return
-    spread = np.sqrt(moments[2] / moments[0]) if moments[0] > 1.0 else 0.0
-    out[0] = min(max((value - moments[1]) / spread, -_CLIP), _CLIP) if spread > 1e-12 else 0.0
-    out[1] = 0.0
-
-
-@compiled
-def _pick(own: Integer, known: Integer, missing: Integer) -> Integer:
-    if own != 0:
-        return own
-    return known if known != 0 else missing
-
-
-@compiled
-def _encode_user(
-    profiles: Profiles,
-    viewer: _Viewer,
-    now_ms: Integer,
-    attributes: Int64s,
-    numbers: Float32s,
-    context_attributes: Int64s,
-    context_numbers: Float32s,
-    n_item: Integer,
-    out: _Out,
-    to: Integer,
-) -> Integer:
-    """The part of a row that does not depend on the item; returns how many dense columns it took."""
-    u_row = viewer.row
-    out.ids[to, 0] = viewer.id
-    first = 2 + n_item
-    for k in range(len(attributes)):
-        known = profiles.users.attributes[u_row, k] if u_row >= 0 else 0
-        out.ids[to, first + k] = _pick(attributes[k], known, profiles.missing[first + k])
-    first += len(attributes)
-    for k in range(len(context_attributes)):
-        out.ids[to, first + k] = _pick(context_attributes[k], 0, profiles.missing[first + k])
-    for y in range(out.history.shape[1]):
-        for h in range(out.history.shape[2]):
-            out.history[to, y, h] = profiles.history[u_row, y, h] if u_row >= 0 else 0
-    width: int = profiles.values.counts.shape[2] * profiles.values.counts.shape[3] + 1
-    dense = out.dense[to]
-    read(profiles.values, viewer.id, now_ms, profiles.half_lives_ms, dense[:width])
-    at = width
-    moment = profiles.items.numbers.shape[1]
-    for k in range(len(numbers)):
-        value = numbers[k]
-        if np.isnan(value) and u_row >= 0:
-            value = profiles.users.numbers[u_row, k]
-        _number(profiles.moments[moment + k], value, dense[at : at + 2])
-        at += 2
-    moment += len(numbers)
-    for k in range(len(context_numbers)):
-        _number(profiles.moments[moment + k], context_numbers[k], dense[at : at + 2])
-        at += 2
-    return at
-
-
-@compiled
-def _total(profiles: Profiles, viewer: _Viewer, now_ms: Integer) -> None:
-    """Fill the viewer's totals, which do not depend on the item."""
-    for m in range(len(viewer.totals)):
-        item = profiles.trail[viewer.row, m] if viewer.row >= 0 else 0
-        viewer.totals[m] = count_of(profiles.covisits, item, now_ms) if item != 0 else 0.0
-
-
-@compiled
-def _encode_covisits(profiles: Profiles, viewer: _Viewer, item: Integer, now_ms: Integer, out: Float32s) -> None:
-    """How often the item goes with those of the user's trail; square roots, since the cosines are small."""
-    count_sum = np.float32(0.0)
-    cosine_sum = np.float32(0.0)
-    cosine_max = np.float32(0.0)
-    cosine_latest = np.float32(0.0)
-    own = np.float32(-1.0)
-    for m in range(len(viewer.totals)):
-        if viewer.totals[m] <= 0.0 or profiles.trail[viewer.row, m] == item:
-            continue
-        count = count_of(profiles.covisits, unordered(profiles.trail[viewer.row, m], item), now_ms)
-        if count <= 0.0:
-            continue
-        if own < 0.0:
-            own = count_of(profiles.covisits, item, now_ms)
-        cosine = count / np.sqrt(viewer.totals[m] * max(own, count))
-        count_sum += count
-        cosine_sum += cosine
-        cosine_max = max(cosine_max, cosine)
-        if m == 0:
-            cosine_latest = cosine
-    out[0], out[1] = log1p(count_sum), np.sqrt(cosine_sum)
-    out[2], out[3] = np.sqrt(cosine_max), np.sqrt(cosine_latest)
-
-
-@compiled
-def _encode_item(
-    profiles: Profiles,
-    viewer: _Viewer,
-    i_row: Integer,
-    item: Integer,
-    now_ms: Integer,
-    attributes: Int64s,
-    numbers: Float32s,
-    interests: Integer,
-    out: _Out,
-    to: Integer,
-    at: Integer,
-) -> None:
-    """The rest of a row, from dense column ``at`` on."""
-    out.ids[to, 1] = item
-    for k in range(len(attributes)):
-        known = profiles.items.attributes[i_row, k] if i_row >= 0 else 0
-        out.ids[to, 2 + k] = _pick(attributes[k], known, profiles.missing[2 + k])
-    width: int = profiles.values.counts.shape[2] * profiles.values.counts.shape[3] + 1
-    dense = out.dense[to]
-    read(profiles.pairs, pair_key(viewer.id, item), now_ms, profiles.half_lives_ms, dense[at : at + width])
-    for k in range(interests):
-        value = out.ids[to, 2 + k]
-        start = at + width * (1 + k)
-        read(profiles.pairs, pair_key(viewer.id, value), now_ms, profiles.half_lives_ms, dense[start : start + width])
-    at += width * (1 + interests)
-    read(profiles.values, item, now_ms, profiles.half_lives_ms, dense[at : at + width])
-    for k in range(interests):
-        start = at + width * (1 + k)
-        read(profiles.values, out.ids[to, 2 + k], now_ms, profiles.half_lives_ms, dense[start : start + width])
-    at += width * (1 + interests)
-    if len(viewer.totals) > 0:
-        _encode_covisits(profiles, viewer, item, now_ms, dense[at : at + 4])
-        at += 4
-    for k in range(len(numbers)):
-        value = numbers[k]
-        if np.isnan(value) and i_row >= 0:
-            value = profiles.items.numbers[i_row, k]
-        _number(profiles.moments[k], value, dense[at : at + 2])
-        at += 2
-    out.log_q[to] = log_q(profiles, i_row)
-
-
-@compiled
-def _copy_user(out: _Out, of: Integer, to: Integer, at: Integer) -> None:
-    """What :func:`_encode_user` made of row ``of``, for row ``to``."""
-    for k in range(out.ids.shape[1]):
-        out.ids[to, k] = out.ids[of, k]
-    for y in range(out.history.shape[1]):
-        for h in range(out.history.shape[2]):
-            out.history[to, y, h] = out.history[of, y, h]
-    for k in range(at):
-        out.dense[to, k] = out.dense[of, k]
-
-
-@compiled
-def _encode_sampled(
-    profiles: Profiles,
-    viewer: _Viewer,
-    row: Integer,
-    now_ms: Integer,
-    interests: Integer,
-    out: _Out,
-    first: Integer,
-    to: Integer,
-    at: Integer,
-) -> None:
-    """A known item in the place of the event's own: the user's part is copied from row ``first``."""
-    _copy_user(out, first, to, at)
-    _encode_item(
-        profiles,
-        viewer,
-        row,
-        profiles.items.ids[row],
-        now_ms,
-        profiles.items.attributes[row],
-        profiles.items.numbers[row],
-        interests,
-        out,
-        to,
-        at,
-    )
 
 
 @compiled
@@ -407,10 +205,10 @@ def _encode_events(
     events: EventColumns,
     interests: Integer,
     known_before_ranking: Integer,
-    out: _Out,
+    out: RowSpace,
     event: Int64s,
     sampled: NDArray[np.bool_],
-    ranking: _Out,
+    ranking: RowSpace,
     ranked_event: Int64s,
     ties: Float32s,
     new_item: NDArray[np.bool_],
@@ -433,14 +231,14 @@ def _encode_events(
         i_row = item_row(profiles, item, now_ms)
         learn_attributes(profiles.users, u_row, events.user_attributes[e], events.user_numbers[e])
         learn_attributes(profiles.items, i_row, events.item_attributes[e], events.item_numbers[e])
-        viewer = _Viewer(user, u_row, totals)
-        _total(profiles, viewer, now_ms)
+        viewer = Viewer(user, u_row, totals)
+        total(profiles, viewer, now_ms)
 
         # A positive whose item is new would teach that rare means relevant: sampled items are never new.
         comparable = not new_item[e]
         if events.rank[e] == 1 and comparable and profiles.traffic[0] >= known_before_ranking:
             first = n_groups * candidates
-            at = _encode_user(
+            at = encode_user(
                 profiles,
                 viewer,
                 now_ms,
@@ -452,7 +250,7 @@ def _encode_events(
                 ranking,
                 first,
             )
-            _encode_item(
+            encode_item(
                 profiles,
                 viewer,
                 i_row,
@@ -470,14 +268,14 @@ def _encode_events(
                 row = i_row
                 while row == i_row:
                     row = np.int64(profiles.live[np.int64(uniform(profiles.random, RANKING) * profiles.traffic[0])])
-                _encode_sampled(profiles, viewer, row, now_ms, interests, ranking, first, first + c, at)
+                encode_sampled(profiles, viewer, row, now_ms, interests, ranking, first, first + c, at)
                 ties[n_groups, c] = uniform(profiles.random, RANKING)
             ranked_event[n_groups] = e
             n_groups += 1
 
         if events.emit[e] == 1 and (comparable or events.keep[e] == 1):
             first = n_rows
-            at = _encode_user(
+            at = encode_user(
                 profiles,
                 viewer,
                 now_ms,
@@ -489,7 +287,7 @@ def _encode_events(
                 out,
                 first,
             )
-            _encode_item(
+            encode_item(
                 profiles,
                 viewer,
                 i_row,
@@ -511,7 +309,7 @@ def _encode_events(
                         if row == i_row:
                             row = sample_item(profiles)
                     if row != i_row:
-                        _encode_sampled(profiles, viewer, row, now_ms, interests, out, first, n_rows, at)
+                        encode_sampled(profiles, viewer, row, now_ms, interests, out, first, n_rows, at)
                         event[n_rows], sampled[n_rows] = e, True
                         n_rows += 1
 
@@ -536,16 +334,16 @@ def _encode_candidates(
     item_attributes: Int64s,
     item_numbers: Float32s,
     interests: Integer,
-    out: _Out,
+    out: RowSpace,
     known: NDArray[np.bool_],
     totals: Float32s,
 ) -> bool | np.bool_:
     u_row = find(profiles.users.keys, profiles.users.rows, user)
     if len(items) == 0:
         return u_row >= 0
-    viewer = _Viewer(user, u_row, totals)
-    _total(profiles, viewer, now_ms)
-    at = _encode_user(
+    viewer = Viewer(user, u_row, totals)
+    total(profiles, viewer, now_ms)
+    at = encode_user(
         profiles,
         viewer,
         now_ms,
@@ -559,10 +357,10 @@ def _encode_candidates(
     )
     for n in range(len(items)):
         if n > 0:
-            _copy_user(out, 0, n, at)
+            copy_user(out, 0, n, at)
         i_row = find(profiles.items.keys, profiles.items.rows, items[n])
         known[n] = i_row >= 0
-        _encode_item(
+        encode_item(
             profiles, viewer, i_row, items[n], now_ms, item_attributes[n], item_numbers[n], interests, out, n, at
         )
     return bool(u_row >= 0)

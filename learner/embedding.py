@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from contracts.batch import Bools, Float32s, Int64s, Rows
 from contracts.settings import EmbeddingSettings
+from features.compiled import compiled, compiled_loop
 from features.directory import Directory, admit, evict, is_full, load_directory, new_directory, save_directory
 from features.idmap import Integer, Real, find, map_bytes, mix
 
@@ -204,7 +205,7 @@ class EmbeddingTable:
         self._swept_ms[...] = arrays["swept_ms"]
 
 
-@njit(cache=True, nogil=True)
+@compiled_loop
 def _look(
     directory: Directory, n_fields: Integer, ids: Int64s, history: Int64s, out_ids: Int64s, out_history: Int64s
 ) -> None:
@@ -222,7 +223,7 @@ def _look(
                     out_history[n, y, h] = row + n_fields if row >= 0 else 1
 
 
-@njit(cache=True, nogil=True)
+@compiled_loop
 def _see(
     directory: Directory,
     n_fields: Integer,
@@ -246,7 +247,8 @@ def _see(
                     if is_full(directory):
                         evict(directory, directory.free[:0])
                     row = admit(directory, key)
-                    weights[row + n_fields] = weights[f]
+                    for d in range(weights.shape[1]):
+                        weights[row + n_fields, d] = weights[f, d]
                     accumulators[row + n_fields] = initial
                 else:
                     counts[1] += 1
@@ -255,7 +257,7 @@ def _see(
             out[n, f] = row + n_fields if row >= 0 else f
 
 
-@njit(cache=True)
+@compiled
 def _sighted(sketch: NDArray[np.uint8], key: Integer, counts: Int64s) -> Integer:
     """Count a sighting in a count-min sketch of two rows (Cormode & Muthukrishnan 2005) and return the estimate.
 

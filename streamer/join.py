@@ -382,9 +382,9 @@ class Joiner:
         """Arrays and small state."""
         state, n_used = self.state, self.state.counts[_USED]
         arrays = {name: getattr(state, name)[:n_used] for name in ("opened_ms", "labels", "waiting", "pair", "request")}
-        arrays |= {name: getattr(state, name)[:, :n_used] for name in ("before", "after")}
+        arrays |= {name: np.ascontiguousarray(getattr(state, name)[:, :n_used]) for name in ("before", "after")}
         n_partitions = len(self.partitions)
-        arrays |= {name: getattr(state, name)[:, :n_partitions] for name in ("head", "tail")}
+        arrays |= {name: np.ascontiguousarray(getattr(state, name)[:, :n_partitions]) for name in ("head", "tail")}
         arrays |= {
             "newest_ms": state.newest_ms[:n_partitions],
             "free": state.free[: state.counts[_FREE]],

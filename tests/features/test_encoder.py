@@ -1,9 +1,9 @@
 """The encoder: event by event, the same rows for training and for scoring."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from math import exp, log1p, nan
+from math import exp, log1p, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from contracts.settings import Settings
 from features.encoder import Encoded, Encoder, EventColumns
 from features.hashing import hash_id, missing_id
 from features.profiles import load_profiles, new_profiles, save_profiles
-from features.schema import AttributeReader, FeatureSchema
+from features.schema import COVISITS, AttributeReader, FeatureSchema
 
 HALF_LIVES_S = (60, 3600)
 FIELDS: list[dict[str, str]] = [
@@ -221,6 +221,69 @@ def test_counters_in_a_row_are_those_of_all_events_before_it() -> None:
 
 
 # -- training and scoring
+
+
+def _trailing(events: list[Happened], user: int) -> list[int]:
+    """The items that a user chose, newest first, none twice."""
+    trail: list[int] = []
+    for event in events:
+        if event.user == user and trail[:1] != [event.item]:
+            trail = [event.item, *(item for item in trail if item != event.item)]
+    return trail[:8]
+
+
+def _chosen_together(events: list[Happened]) -> Counter[frozenset[int]]:
+    """How often two items were chosen close to each other: every item with each of the trail before it."""
+    counts: Counter[frozenset[int]] = Counter()
+    for n, event in enumerate(events):
+        trail = _trailing(events[:n], event.user)
+        if trail[:1] != [event.item]:
+            counts.update(frozenset({item, event.item}) for item in trail if item != event.item)
+    return counts
+
+
+def test_covisits_in_a_row_are_those_of_item_based_collaborative_filtering() -> None:
+    """Against plain dictionaries, over a minute: nothing has decayed yet."""
+    events = [replace(event, time_ms=n) for n, event in enumerate(_stream(120, 12, negatives=0))]
+    encoder = _encoder()
+    encoded = _encode(encoder, events)
+    columns = [encoder.schema.layout.dense.index(f"covisits {name}") for name in COVISITS]
+    n_some = 0
+    for row, n in enumerate(encoded.event.tolist()):
+        event, counts = events[n], _chosen_together(events[:n])
+        totals: Counter[int] = Counter()
+        for pair, count in counts.items():
+            totals.update(dict.fromkeys(pair, count))
+        trail = _trailing(events[:n], event.user)
+        found = [(place, item, counts[frozenset({item, event.item})]) for place, item in enumerate(trail)]
+        cosines = {
+            place: count / sqrt(totals[item] * totals[event.item])
+            for place, item, count in found
+            if count and item != event.item
+        }
+        expected = [
+            log1p(sum(count for place, _, count in found if place in cosines)),
+            sqrt(sum(cosines.values())),
+            sqrt(max(cosines.values(), default=0.0)),
+            sqrt(cosines.get(0, 0.0)),
+        ]
+        np.testing.assert_allclose(encoded.rows.dense[row, columns], expected, atol=2e-3)
+        n_some += bool(cosines)
+    assert n_some > 50
+
+
+def test_what_was_only_shown_is_nobodys_choice() -> None:
+    """An impression belongs to no task: it leaves no trail. A click does."""
+    sections = {"events": {"exposure": "impression"}, "tasks": [{"name": "click"}]}
+    settings = Settings.model_validate(sections)
+    schema = FeatureSchema.of(settings)
+    encoder = Encoder(schema, new_profiles(settings.features, schema, 1.0, 0))
+    shown, clicked = (settings.event_types.index(name) for name in ("impression", "click"))
+    _encode(encoder, [Happened(item=item, time_ms=item, kind=shown) for item in (1, 2)])
+    assert not encoder.profiles.trail.any()
+    assert not encoder.profiles.covisits.cells.any()
+    _encode(encoder, [Happened(item=item, time_ms=item, kind=clicked) for item in (3, 4)])
+    assert encoder.profiles.trail[0, :3].tolist() == [4, 3, 0]
 
 
 @pytest.mark.parametrize("n_kept", [16, 1000])

@@ -2,10 +2,15 @@
 
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from learner.models._blocks import ExpertDropout, ParallelMlp, mixtures
+from contracts.batch import Layout
+from contracts.settings import ModelSettings
+from learner.models._base import Network
+from learner.models._blocks import CommonTowers, ExpertDropout, ParallelMlp, mixtures
 
 ROWS = (1, 63, 64, 100)
+LAYOUT = Layout(("view", "buy"), ("user_id", "item_id"), ("d0", "d1", "d2"), ("view",), 4)
 
 
 def inputs(n, seed=0):
@@ -76,3 +81,35 @@ def test_a_mixture_and_its_gradients_are_those_of_plain_operations(n) -> None:
         torch.autograd.grad((found * weights).sum(), [beside, experts]),
         torch.autograd.grad((expected * weights).sum(), [beside, experts]),
     )
+
+
+def test_the_common_tower_moves_every_task_and_its_own_one_only_itself() -> None:
+    towers = CommonTowers(3, 5, 4)
+    for parameter in towers.parameters():
+        torch.nn.init.normal_(parameter)
+    inputs = torch.randn(4, 7, 5)  # three tasks' inputs, then the common one
+    before = towers(inputs)
+    assert before.shape == (7, 3)
+    for place, moved in ((0, [True, False, False]), (2, [False, False, True]), (3, [True, True, True])):
+        changed = inputs.clone()
+        changed[place] += 10.0
+        differences = (towers(changed) - before).abs().amax(0)
+        assert (differences > 1e-6).tolist() == moved
+
+
+def test_a_task_without_labels_learns_from_the_others_through_the_common_parts() -> None:
+    """As a rare task does between two of its positives; where nothing is shared it stays at its base rate."""
+    rates = {}
+    for name in ("mmoe", "shared_bottom", "single_task"):
+        network = Network(name, LAYOUT, ModelSettings(), 0)
+        optimizer = torch.optim.Adam(network.parameters(), 0.01)
+        embedded, dense = torch.randn(64, 3, network.embedding_width), torch.randn(64, len(LAYOUT.dense))
+        for _ in range(30):
+            optimizer.zero_grad()
+            binary_cross_entropy_with_logits(network(embedded, dense)[:, 0], (dense[:, 0] > 0).float()).backward()
+            optimizer.step()
+        other = network(embedded, dense)[:, 1].detach()
+        rates[name] = float(torch.corrcoef(torch.stack([other, dense[:, 0]]))[0, 1]) if other.any() else 0.0
+    assert rates["mmoe"] > 0.5
+    assert rates["shared_bottom"] > 0.5
+    assert rates["single_task"] == 0.0

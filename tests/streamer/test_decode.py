@@ -245,3 +245,14 @@ def test_arbitrary_json_raises_nothing_but_a_bad_record(fields: dict[str, object
         (lines(value="when", item={"x": "event_id"}), row),
     ):
         assert outcome(msgspec.json.encode(value), mapping) in {"events", *REASONS}
+
+
+def test_the_shortest_event_that_can_hold_a_number_beyond_range_is_looked_at() -> None:
+    """Shorter records are not searched for one, so this one is the boundary."""
+    settings = Settings.model_validate({"tasks": [{"name": "c"}], "events": {"exposure": "c"}})
+    for n_digits, is_bad in ((308, False), (309, True)):
+        value = b'{"event_id":1,"type":"c","user_id":1,"item_id":1,"ts_ms":1,"item":{"":%s}}' % (b"9" * n_digits)
+        if is_bad:
+            assert rejected(value, settings).reason == "non_finite"
+        else:
+            assert decoder(settings).decode(record(value))
