@@ -70,7 +70,7 @@ def command(
         settings = _with_tasks(settings, task or [], window or [])
         # Standard input belongs to this process. Any other process imports while this one looks and imports, too.
         with start_feed(1 if str(input) == STDIN else settings.processes) as feed:
-            settings = _look(settings, how, input, format, ranking)
+            settings = look(settings, how, input, format, ranking)
             report = _evaluate(settings, how, input, format, feed)
     except (SettingsError, FileSourceError, IngestProcessError, ValueError) as error:
         fail(error)
@@ -103,7 +103,7 @@ def _with_tasks(settings: "Settings", types: list[str], windows: list[str]) -> "
     return settings.model_copy(update={"tasks": tuple(Task.model_validate(one) for one in tasks), "events": ignore})
 
 
-def _look(
+def look(
     settings: "Settings", how: "Mapping | None", path: Path, format_: str | None, ranking: float | None
 ) -> "Settings":
     """Settle what the log's first rows tell: fields, where none are declared, and how much to rank."""
