@@ -13,7 +13,7 @@ KAFKA_READY := .kafka/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup kafka demo test check fix bench compose-check clean
+.PHONY: help setup kafka demo test check fix bench bench-quality compose-check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ fix: $(READY) ## Let ruff repair what it can
 
 bench: $(BENCH_READY) ## Measure ourselves and our rivals, one table (ARGS="--only rivals"); see benchmarks/README.md
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quality: $(BENCH_READY) ## Rank public logs beside our rivals (ARGS="--data DIR --movielens FILE"); an hour
+	$(BIN)/python -m benchmarks.quality $(ARGS)
 
 compose-check: $(READY) ## Validate docker-compose.yml and what it mounts
 	$(BIN)/pytest -q -rs tests/deploy/test_compose.py
