@@ -121,9 +121,7 @@ def main() -> None:
     given = parser.parse_args()
     chosen = logs(given.data, given.movielens)
     if not chosen:
-        parser.error(
-            f"neither {given.data}/taobao/UserBehavior.csv.gz nor {given.movielens} is there: give --data or --movielens"
-        )
+        parser.error(f"neither {given.data / _TAOBAO} nor {given.movielens} is there: give --data or --movielens")
     for log in chosen:
         runs = [run(log, seed, given.most) for seed in range(given.seeds)]
         show(log, [found for found, _ in runs], runs[0][1])

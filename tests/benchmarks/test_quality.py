@@ -1,0 +1,89 @@
+"""The table of `make bench-quality`: every method on one stream, a memory knows what it ought to."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vowpalwabbit", reason="Vowpal Wabbit is not installed: make bench")
+
+from benchmarks.quality.__main__ import logs, run
+from benchmarks.quality.methods import Memory, Popularity, River
+from contracts.batch import Layout, Rows
+
+LAYOUT = Layout(
+    tasks=("buy",),
+    fields=("user_id", "item_id", "item.category"),
+    dense=(
+        "user buy:60s",
+        "user x item buy:60s",
+        "user x item buy:3600s",
+        "user x item recency",
+        "user x item.category buy:3600s",
+        "item buy:60s",
+        "item buy:3600s",
+        "covisits sum",
+        "covisits cosine sum",
+        "covisits cosine max",
+        "covisits cosine latest",
+    ),
+    event_types=("buy",),
+    history_length=1,
+)
+
+
+def rows(*dense):
+    n = len(dense)
+    columns = np.zeros((n, len(LAYOUT.dense)), np.float32)
+    for row, values in enumerate(dense):
+        for name, value in values.items():
+            columns[row, LAYOUT.dense.index(name)] = value
+    return Rows(np.ones((n, 3), np.int64), np.zeros((n, 1, 1), np.int64), columns, np.zeros(n, np.float32))
+
+
+def test_popularity_is_the_slowest_counter_of_the_item_and_nothing_else():
+    given = rows({"item buy:3600s": 2.0}, {"item buy:60s": 9.0}, {"user x item buy:3600s": 9.0})
+    assert Popularity(LAYOUT).scores(given, 0).tolist() == [2.0, 0.0, 0.0]
+
+
+def test_the_memory_puts_what_the_user_bought_before_its_category_before_what_is_popular():
+    given = rows({"item buy:3600s": 5.0}, {"user x item.category buy:3600s": 1.0}, {"user x item buy:3600s": 1.0}, {})
+    assert np.argsort(-Memory(LAYOUT).scores(given, 0)).tolist() == [2, 1, 0, 3]
+
+
+def test_all_methods_rank_the_same_events_of_a_log(tmp_path):
+    (tmp_path / "taobao").mkdir()
+    rng = np.random.default_rng(0)
+    with gzip.open(tmp_path / "taobao" / "UserBehavior.csv.gz", "wt") as file:
+        for n in range(900):
+            user = int(rng.integers(30))
+            # Everyone stays within ten items of three hundred: whoever remembers wins.
+            item = user * 37 % 1_000 + int(rng.integers(10))
+            kind = ("pv", "pv", "cart", "fav", "buy")[int(rng.integers(5))]
+            file.write(f"{user},{item},{item % 7},{kind},{1_511_658_000 + 30 * n}\n")
+    [log] = logs(tmp_path, tmp_path / "none")
+    found, n_events = run(log, 0, 1 << 60)
+    assert n_events == 900
+    for task in range(4):
+        assert len({metrics[task]["events"] for metrics in found.values()}) == 1
+        assert found["popularity"][task]["events"] > 20
+    memory = next(metrics for name, metrics in found.items() if name.startswith("memory"))
+    assert memory[0]["hr@10"] > 0.8 > 2 * found["popularity"][0]["hr@10"]
+    first_words = {name.split(",")[0].split()[0] for name in found}
+    assert first_words == {"popularity", "memory", "River", "Vowpal", "Anabranch"}
+
+
+def test_river_learns_the_labels_that_are_known():
+    model = River(LAYOUT)
+    good, bad = rows({"item buy:60s": 1.0}), rows({"user buy:60s": 1.0})
+    before = model.scores(good, 0) - model.scores(bad, 0)
+    for _ in range(20):
+        for given, label in ((good, 1.0), (bad, 0.0)):
+            model.learn(_batch(given, label))
+    assert (model.scores(good, 0) - model.scores(bad, 0) > before + 0.25).all()
+
+
+def _batch(given, label):
+    from types import SimpleNamespace
+
+    return SimpleNamespace(rows=given, known=np.array([[True]]), labels=np.array([[label]], np.float32))
