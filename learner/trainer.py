@@ -237,6 +237,16 @@ class Trainer:
         chosen = scores[np.arange(len(task)), task].reshape(-1, candidates)
         self.quality.update_ranking(ranking.task, chosen, ranking.tie_breaks)
 
+    def stored_rows(self, slot: Int64s) -> Rows:
+        """The rows that wait in these slots, or whose labels came with the batch of the latest step."""
+        return self._store.rows(slot)
+
+    def logits(self, rows: Rows) -> Float32s:
+        """What the weights of now would serve for these rows, shape ``[N, T]``; nothing is counted or learned."""
+        with torch.no_grad():
+            residual = self.network(self.table.embed(*self.table.rows(rows)), torch.from_numpy(rows.dense))
+            return self.readout.served(self.readout.raw(self.readout.conditional(residual)).numpy())
+
     def _comparable(self, rows: Rows) -> Float32s:
         with torch.no_grad():
             residual = self.network(self.table.embed(*self.table.rows(rows)), torch.from_numpy(rows.dense))
