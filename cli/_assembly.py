@@ -1,9 +1,10 @@
 """Streamer and learner put together: what `learn`, `evaluate` and `demo` run."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from contracts.batch import Batch
 from contracts.settings import Settings
 from features.schema import FeatureSchema
+from learner.comparison import Comparison
 from learner.loop import INGEST, LEARNER, LearnerLoop, OtherSettingsError, check_snapshot
 from learner.metrics import LearnerMetrics
 from learner.snapshot import Snapshot, SnapshotStore
@@ -29,6 +31,7 @@ class Assembly:
     feed: Feed
     trainer: Trainer
     loop: LearnerLoop
+    comparison: Comparison | None = None
 
     def run(self, progress: Callable[[Batch], None] = lambda _: None) -> None:
         """Learn until the source ends or a stop is asked for."""
@@ -38,18 +41,27 @@ class Assembly:
         gc.freeze()
         try:
             with closing(self.feed.stream()) as stream:
-                self.loop.run(stream, progress)
+                self.loop.run(stream, partial(self._compare, progress))
         finally:
             gc.unfreeze()
 
+    def _compare(self, progress: Callable[[Batch], None], batch: Batch) -> None:
+        if self.comparison is not None:
+            self.comparison.step(batch)
+        progress(batch)
+
     def close_open_windows(self) -> None:
         """At the end of a log: count what still waits for labels as it stands; nothing is learned or saved."""
-        self.trainer.measure(self.feed.close_open_windows())
+        rest = self.feed.close_open_windows()
+        self.trainer.measure(rest)
         self.trainer.quality.finish()
+        if self.comparison is not None:
+            self.comparison.finish(rest)
 
     def report(self, seconds: float, model: str) -> dict[str, Any]:
         """The object that `evaluate --json` prints (DESIGN §7)."""
         tasks = self.trainer.quality.report()
+        compared = self.comparison.report(self.trainer.quality) if self.comparison is not None else None
         return {
             "events": self.feed.standing.n_events,
             "examples": sum(task["examples"] for task in tasks.values()),
@@ -57,6 +69,7 @@ class Assembly:
             "seconds": round(seconds, 3),
             "model": model,
             "tasks": tasks,
+            **({"compare": compared} if compared else {}),
         }
 
 
@@ -87,8 +100,11 @@ def assemble_behind(
     *,
     store: SnapshotStore | None = None,
     snapshot: Snapshot | None = None,
+    variants: Mapping[str, Settings] | None = None,
 ) -> Assembly:
     """Build the learner behind a feed that is open, both from a snapshot if there is one.
+
+    :param variants: settings by name of learners to compare on the same stream.
 
     :raises OtherSettingsError: the snapshot was made under other settings, or by a version that keeps other state.
     """
@@ -110,4 +126,5 @@ def assemble_behind(
                 f"hold the state that this version goes on from ({error!r}). Use that version, or give "
                 "`snapshot.directory` a new, empty folder to start afresh."
             ) from error
-    return Assembly(feed, trainer, LearnerLoop(settings, trainer, metrics, store, feed.commit))
+    comparison = Comparison(settings, layout, variants) if variants else None
+    return Assembly(feed, trainer, LearnerLoop(settings, trainer, metrics, store, feed.commit), comparison)

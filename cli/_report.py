@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-_WIDTH = 116
+_WIDTH = 160
 _METRICS = {
     "ne": "NE",
     "auc": "AUC",
@@ -48,6 +48,8 @@ def print_report(console: Console, report: dict[str, Any]) -> None:
             made.add_row("", "oracle", "", "", *_row(found["oracle"]), style="dim")
     console.print(made)
     _print_order(console, report)
+    if "compare" in report:
+        _print_comparison(console, report)
     seconds = report["seconds"]
     console.print(
         f"{report['events']:,} events, {report['examples']:,} labels, {report['rejected']:,} rejected, {seconds:.1f} s "
@@ -79,6 +81,48 @@ def _print_order(console: Console, report: dict[str, Any]) -> None:
             )
     if n_rows:
         console.print(made)
+
+
+def _print_comparison(console: Console, report: dict[str, Any]) -> None:
+    """Each variant minus the base, with its interval; the better one in words, where the interval says so."""
+    made = Table(title=f"Difference to `{report['model']}` on the same examples, and its 95 % interval", box=box.SIMPLE)
+    made.add_column("variant", overflow="fold")
+    for name in ("task", "part", "ΔNE", "ΔAUC", "NE is"):
+        made.add_column(name, no_wrap=True)
+    notes: dict[str, None] = {}
+    for variant, tasks in report["compare"].items():
+        told = variant
+        for task, found in tasks.items():
+            for part, named in (("all", task), ("last_half", "")):
+                one = found["difference"][part]
+                made.add_row(
+                    told,
+                    named,
+                    part.replace("_", " "),
+                    *(" ".join(difference_cells(one[name])) for name in ("ne", "auc")),
+                    verdict(one["ne"]),
+                )
+                told = ""
+                if "note" in one:
+                    notes[f"{task}, {part.replace('_', ' ')}: {one['note']}"] = None
+    console.print(made)
+    for note in notes:
+        console.print(note, markup=False)
+
+
+def difference_cells(difference: dict[str, float | None]) -> tuple[str, str]:
+    """The value with its sign, and its interval, empty where there is none."""
+    signed = {name: "–" if value is None else f"{value:+.4f}" for name, value in difference.items()}
+    no_interval = difference["low"] is None
+    return signed["value"], "" if no_interval else f"({signed['low']} … {signed['high']})"
+
+
+def verdict(difference: dict[str, float | None]) -> str:
+    """For a metric of which less is better: what the interval says of the variant."""
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None:
+        return "–"
+    return "better" if high < 0 else "worse" if low > 0 else "not told apart"
 
 
 def _row(metrics: dict[str, Any]) -> list[str]:

@@ -42,6 +42,14 @@ def command(
             max=1,
         ),
     ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Learn variants on the same stream in the same pass and tell the differences with their intervals: "
+            "models, balancings, `section.key=value`; `+` joins several settings of one variant, a comma variants. "
+            "`single_task`: what sharing is worth."
+        ),
+    ] = None,
     json: Annotated[
         str | None, typer.Option("--json", help="Write the report as one JSON object to a file; `-`: standard output.")
     ] = None,
@@ -57,6 +65,7 @@ def command(
     Without `-c`, a mapping's recommended settings apply, and attributes seen in the first rows become fields.
     """
     from cli._inputs import fail, settings_and_mapping
+    from cli._variants import variants
     from contracts.settings import SettingsError
     from streamer.feed import IngestProcessError
     from streamer.process import start_feed
@@ -71,7 +80,7 @@ def command(
         # Standard input belongs to this process. Any other process imports while this one looks and imports, too.
         with start_feed(1 if str(input) == STDIN else settings.processes) as feed:
             settings = look(settings, how, input, format, ranking)
-            report = _evaluate(settings, how, input, format, feed)
+            report = _evaluate(settings, how, input, format, feed, variants(settings, compare or []))
     except (SettingsError, FileSourceError, IngestProcessError, ValueError) as error:
         fail(error)
 
@@ -152,7 +161,12 @@ def _first_events(settings: "Settings", how: "Mapping | None", path: Path, forma
 
 
 def _evaluate(
-    settings: "Settings", how: "Mapping | None", path: Path, format_: str | None, feed: "Feed"
+    settings: "Settings",
+    how: "Mapping | None",
+    path: Path,
+    format_: str | None,
+    feed: "Feed",
+    compared: "dict[str, Settings]",
 ) -> dict[str, Any]:
     import time
     from functools import partial
@@ -166,7 +180,7 @@ def _evaluate(
 
     registry = CollectorRegistry()
     feed.open(settings, partial(log_inputs, settings, how, path, format_), registry, lambda: False)
-    assembly = assemble_behind(settings, feed, registry)
+    assembly = assemble_behind(settings, feed, registry, variants=compared)
     started = time.perf_counter()
     with Share("evaluated") as share:
 

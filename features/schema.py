@@ -68,6 +68,8 @@ class FeatureSchema:
     half_lives_ms: tuple[int, ...]
     chosen: tuple[bool, ...]
     """Per event type: a user chose the item, so it belongs to a task; an impression is only shown."""
+    dense_groups: tuple[tuple[str, int], ...]
+    """The dense columns in order, by what they tell of: its name, and how many columns."""
     layout: Layout
 
     @classmethod
@@ -82,16 +84,17 @@ class FeatureSchema:
         half_lives_ms = settings.features.half_lives_ms
         counters = [f"{kind}:{half_life_ms // 1000}s" for kind in types for half_life_ms in half_lives_ms] + ["recency"]
         valued = [field.name for field in item.categorical[:interests]]
-        dense = (
-            [f"user {counter}" for counter in counters]
-            + [f"{field.name} {what}" for field in (*user.numeric, *context.numeric) for what in ("value", "missing")]
-            + [f"user x item {counter}" for counter in counters]
-            + [f"user x {name} {counter}" for name in valued for counter in counters]
-            + [f"item {counter}" for counter in counters]
-            + [f"{name} {counter}" for name in valued for counter in counters]
-            + ([f"covisits {what}" for what in COVISITS] if settings.features.trail else [])
-            + [f"{field.name} {what}" for field in item.numeric for what in ("value", "missing")]
-        )
+        number = ["value", "missing"]
+        groups = [
+            ("user", counters),
+            *((field.name, number) for field in (*user.numeric, *context.numeric)),
+            ("user x item", counters),
+            *((f"user x {name}", counters) for name in valued),
+            ("item", counters),
+            *((name, counters) for name in valued),
+            *([("covisits", list(COVISITS))] if settings.features.trail else []),
+            *((field.name, number) for field in item.numeric),
+        ]
         fields = (*item.categorical, *user.categorical, *context.categorical)
         return cls(
             item=item,
@@ -99,12 +102,13 @@ class FeatureSchema:
             context=context,
             interests=interests,
             event_types=types,
+            dense_groups=tuple((group, len(columns)) for group, columns in groups),
             half_lives_ms=half_lives_ms,
             chosen=tuple(kind in {task.event_type for task in settings.tasks} for kind in types),
             layout=Layout(
                 tasks=tuple(task.name for task in settings.tasks),
                 fields=(USER_FIELD, ITEM_FIELD, *(field.name for field in fields)),
-                dense=tuple(dense),
+                dense=tuple(f"{group} {column}" for group, columns in groups for column in columns),
                 event_types=types,
                 history_length=settings.features.history_length,
             ),

@@ -138,6 +138,10 @@ class Quality:
         """What a report or a comparison adds up itself."""
         return self._tasks[task].last_half() if last_half else self._tasks[task].all()
 
+    def blocks(self, task: int, *, last_half: bool = False) -> list[Block]:
+        """The task's examples in blocks, in the order of the stream: what a paired comparison resamples."""
+        return self._tasks[task].blocks(last_half=last_half)
+
     def curve(self, task: int) -> list[CurvePoint]:
         """The task's learning curve."""
         return self._tasks[task].curve()

@@ -48,6 +48,9 @@ class LearnerMetrics:
             "Cosine of two tasks' gradients where they meet; -1: full conflict.",
             ("a", "b"),
         )
+        self.gate_entropy = gauge(
+            "anabranch_gate_entropy", "Mean entropy of a task's gate; 1: all experts alike, 0: one alone.", ("task",)
+        )
         self.drift = counter("anabranch_drift_alarms", "Changes found in the prequential loss.", ("detector", "task"))
         self.rows = gauge("anabranch_embedding_rows", "Rows in use.", ("table",))
         self.bytes = gauge("anabranch_embedding_bytes", "Bytes in use, map included.", ("table",))
@@ -96,6 +99,8 @@ class LearnerMetrics:
             self.loss.labels(task).set(loss)
         for (a, b), cosine in trainer.cosines.items():
             self.cosine.labels(a, b).set(cosine)
+        for task, entropy in trainer.gate_entropies.items():
+            self.gate_entropy.labels(task).set(entropy)
         self.rows.labels(_TABLE).set(trainer.table.n_rows)
         self.bytes.labels(_TABLE).set(trainer.table.n_bytes)
         self._tell_quality(trainer.quality, now_ms)

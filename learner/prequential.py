@@ -25,7 +25,8 @@ MAX_BLOCKS = 64
 FIRST_BLOCK = 16
 WINDOW_PARTS = 12
 
-_FIXED = float(1 << 24)
+FIXED = float(1 << 24)
+"""Log-losses and probabilities are sums of 2⁻²⁴."""
 _LOSS_LIMIT = 60.0  # nats; keeps one absurd logit from outweighing a day
 _COUNTS = 6
 _N, _LOSS, _PROBABILITY = 0, 2, 3  # places in a block's counts
@@ -68,7 +69,7 @@ def summary(block: Block) -> dict[str, int | float | None]:
     """
     n, positives, _, _, yes, hits = (int(count) for count in block.counts)
     negatives, misses, false_alarms = n - positives, positives - hits, yes - hits
-    log_loss = _ratio(int(block.counts[_LOSS]) / _FIXED, n)
+    log_loss = _ratio(int(block.counts[_LOSS]) / FIXED, n)
     ne = auc = None
     if log_loss is not None and positives and negatives:
         rate = positives / n
@@ -81,7 +82,7 @@ def summary(block: Block) -> dict[str, int | float | None]:
         "auc": auc,
         "log_loss": log_loss,
         "ne": ne,
-        "calibration": _ratio(int(block.counts[_PROBABILITY]) / _FIXED, positives),
+        "calibration": _ratio(int(block.counts[_PROBABILITY]) / FIXED, positives),
         "accuracy": _ratio(n - misses - false_alarms, n),
         "precision": _ratio(hits, yes),
         "recall": _ratio(hits, positives),
@@ -152,7 +153,7 @@ class TaskQuality:
         if n == 0:
             return None
         times_ms = np.atleast_1d(np.asarray(time_ms, np.int64))
-        return _take(logits, labels, times_ms, self._threshold_logit, self._part_ms, self._kept) / _FIXED / n
+        return _take(logits, labels, times_ms, self._threshold_logit, self._part_ms, self._kept) / FIXED / n
 
     def all(self) -> Block:
         """All examples so far."""
@@ -160,10 +161,20 @@ class TaskQuality:
 
     def last_half(self) -> Block:
         """The second half of the examples, and at most one block more."""
+        return self._from(self._middle())
+
+    def blocks(self, *, last_half: bool = False) -> list[Block]:
+        """The stream in order, in blocks of equally many examples; the last one may hold fewer."""
+        first = self._middle() if last_half else 0
+        used = range(first, int(self._kept.place[0]) + 1 if self.n_examples else 0)
+        return [Block(self._kept.counts[n].copy(), self._kept.histograms[n].astype(np.int64)) for n in used]
+
+    def _middle(self) -> int:
+        """The block with which the second half begins."""
         before = (
             np.cumsum(self._kept.counts[:, _N]) - self._kept.counts[:, _N]
         )  # [MAX_BLOCKS]: examples ahead of the block
-        return self._from(int(np.searchsorted(before, self.n_examples // 2, side="right")) - 1)
+        return int(np.searchsorted(before, self.n_examples // 2, side="right")) - 1
 
     def _from(self, first: int) -> Block:
         used = slice(first, self._kept.place[0] + 1)
@@ -228,8 +239,8 @@ def _take(
             z = -_LOSS_LIMIT if positive else _LOSS_LIMIT
         decay = math.exp(-abs(z))  # in (0, 1]
         less_likely = decay / (1.0 + decay)  # the probability of the less likely class
-        loss = np.int64(np.rint((math.log1p(decay) - min(z if positive else -z, 0.0)) * _FIXED))
-        probability = np.int64(np.rint((1.0 - less_likely if z >= 0.0 else less_likely) * _FIXED))
+        loss = np.int64(np.rint((math.log1p(decay) - min(z if positive else -z, 0.0)) * FIXED))
+        probability = np.int64(np.rint((1.0 - less_likely if z >= 0.0 else less_likely) * FIXED))
         cell = np.int64(min(max((z + MAX_LOGIT) * (BINS / (2 * MAX_LOGIT)), 0.0), BINS - 1.0))
         yes = bool(z >= threshold_logit)
         total += loss

@@ -28,7 +28,7 @@ from learner.drift._base import DriftDetector
 from learner.embedding import EmbeddingTable
 from learner.evaluation import Quality
 from learner.losses import count_labels
-from learner.models._base import Network, load_network
+from learner.models._base import Network, gate_entropies, load_network
 from learner.models._readout import Readout
 from learner.objective import Objective
 from learner.regularise import Pull, with_dropout
@@ -36,8 +36,8 @@ from learner.store import ExampleStore
 
 _MOST_THREADS = 4
 _RANKING_CHUNK = 4096
-_COSINES_EVERY = 200
-"""Learning steps between two looks at the tasks' gradients: each is a backward pass a task."""
+_LOOK_EVERY = 200
+"""Learning steps between two looks at the tasks' gradients, each a backward pass a task, and at their gates."""
 
 
 def use_threads(settings: Settings) -> None:
@@ -76,6 +76,7 @@ class Trainer:
         self.drifted: list[str] = []
         self.losses: dict[str, float] = {}
         self.cosines: dict[tuple[str, str], float] = {}
+        self.gate_entropies: dict[str, float] = {}
         self.n_learned = np.zeros(len(layout.tasks), np.int64)
         self.n_positives = np.zeros(len(layout.tasks), np.int64)
         self._n_steps = 0
@@ -137,8 +138,9 @@ class Trainer:
             conditional, torch.from_numpy(labels), torch.from_numpy(learn), torch.from_numpy(final)
         )
         self._n_steps += 1
-        if self._n_steps % _COSINES_EVERY == 0:
+        if self._n_steps % _LOOK_EVERY == 0:
             self._compare_gradients(losses, embedded)
+            self._look_at_gates(embedded, dense)
         total = self._balancer(losses, torch.from_numpy(counts), self.base_rates.rates, embedded)
         if self._learn(total, embedded, ids, history, float(counts.max())):
             self.n_learned += counts
@@ -165,6 +167,12 @@ class Trainer:
             for a, b in pairs
             if not math.isnan(cosines[a, b])
         }
+
+    def _look_at_gates(self, embedded: torch.Tensor, dense: torch.Tensor) -> None:
+        if self.network.gated is not None:
+            with torch.no_grad():
+                entropies = gate_entropies(self.network.gated.gates(embedded, dense))
+            self.gate_entropies = dict(zip(self.layout.tasks, entropies.tolist(), strict=True))
 
     def measure(self, batch: Batch) -> None:
         """Count the quality of the labels that matured, without learning: at the end of a log."""
@@ -228,6 +236,16 @@ class Trainer:
         )
         chosen = scores[np.arange(len(task)), task].reshape(-1, candidates)
         self.quality.update_ranking(ranking.task, chosen, ranking.tie_breaks)
+
+    def stored_rows(self, slot: Int64s) -> Rows:
+        """The rows that wait in these slots, or whose labels came with the batch of the latest step."""
+        return self._store.rows(slot)
+
+    def logits(self, rows: Rows) -> Float32s:
+        """What the weights of now would serve for these rows, shape ``[N, T]``; nothing is counted or learned."""
+        with torch.no_grad():
+            residual = self.network(self.table.embed(*self.table.rows(rows)), torch.from_numpy(rows.dense))
+            return self.readout.served(self.readout.raw(self.readout.conditional(residual)).numpy())
 
     def _comparable(self, rows: Rows) -> Float32s:
         with torch.no_grad():

@@ -86,6 +86,8 @@ class _Desk:
                     self._hand_over(self._ingest.close_open_windows())
                 case ("rejected",):
                     self._answer(rejected_of(self._inputs.dead_letters))
+                case ("label_delays",):
+                    self._answer(self._ingest.label_delays)
                 case order:
                     self._attend(*order)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from numpy.typing import NDArray
 
-from contracts.batch import Barrier, Batch
+from contracts.batch import Barrier, Batch, Int64s
 from contracts.records import Offsets
 from contracts.settings import Settings
 
@@ -93,6 +93,12 @@ class Feed(Protocol):
 
     def rejected(self) -> list[Rejected]:
         """After the stream: bad records by reason, the most frequent first; empty where they went to a topic."""
+
+    def label_delays(self) -> Int64s:
+        """After the stream: outcomes by time since their exposure, ``[T, 160]`` (`streamer.join.delay_bounds_ms`).
+
+        Of exposures that were still open: what comes after the longest window is an orphan.
+        """
 
     @property
     def standing(self) -> Standing:

@@ -7,6 +7,7 @@ State is arrays and the functions that change it are compiled, so that `streamer
 Python. :class:`Joiner` owns the arrays: it makes room, saves and restores.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from features.idmap import Int32s, Integer, find, insert, new_map, put, remove
 _FIRST_SLOTS = 1024
 _FIRST_PARTITIONS = 8
 _NONE = -1
+_DELAY_CELLS, _CELLS_PER_OCTAVE = 160, 4
 
 LABELLED, LATE, ORPHAN = 0, 1, 2
 """What :func:`label` finds: the outcome's exposure; one whose window had closed; no open exposure."""
@@ -61,8 +63,15 @@ class Join(NamedTuple):
     task_windows_ms: Int64s  # [T]
     lateness_ms: int
     max_open: int
+    delays: Int64s
+    """Shape ``[T, 160]``: first outcomes by time since their exposure, see :func:`delay_bounds_ms`; not saved."""
     learned_at_outcome: int
     """Mask of the tasks whose positive is learned when its outcome comes."""
+
+
+def delay_bounds_ms() -> NDArray[np.float64]:
+    """The upper ends of the cells of ``Join.delays``, shape ``[160]``: four a doubling."""
+    return 2.0 ** (np.arange(1, _DELAY_CELLS + 1) / _CELLS_PER_OCTAVE) - 1.0
 
 
 @compiled
@@ -123,6 +132,10 @@ def label(join: Join, task: Integer, time_ms: Integer, user: Integer, item: Inte
             slot = find(join.pair_keys, join.pair_slots, user ^ item)
         if slot == _NONE or join.opened_ms[slot] > time_ms:
             return ORPHAN
+    if join.labels[slot] >> task & 1 == 0:
+        delay_ms = max(time_ms - join.opened_ms[slot], 0)
+        cell = int(_CELLS_PER_OCTAVE * math.log2(delay_ms + 1.0))
+        join.delays[task, min(cell, _DELAY_CELLS - 1)] += 1
     if join.waiting[slot] >> task & 1 == 0 or time_ms - join.opened_ms[slot] > join.task_windows_ms[task]:
         return LATE
     set_label(join, slot, task)
@@ -303,6 +316,7 @@ class Joiner:
             task_windows_ms=np.array([task.window_ms for task in tasks], np.int64),
             lateness_ms=lateness_ms,
             max_open=max_open,
+            delays=np.zeros((len(tasks), _DELAY_CELLS), np.int64),
             learned_at_outcome=sum(1 << index for index in outcomes if tasks[index].delay == "fnc_in_loss"),
         )
 

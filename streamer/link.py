@@ -1,8 +1,8 @@
 """What the learner's process and the ingest's say to each other; each end keeps its own part of it.
 
-Orders are tuples of a name and arguments. ``open``, ``restore``, ``stream``, ``close_open_windows`` and ``rejected``
-have an answer; ``free``, ``commit`` and ``close`` may come at any time and have none. An exception
-is an ingest's last word.
+Orders are tuples of a name and arguments. ``open``, ``restore``, ``stream``, ``close_open_windows``, ``rejected`` and
+``label_delays`` have an answer; ``free``, ``commit`` and ``close`` may come at any time and have none. An exception is
+an ingest's last word.
 """
 
 from multiprocessing.connection import Connection

@@ -99,6 +99,11 @@ class Ingest:
         """The newest event time read."""
         return max(self._joiner.newest_ms.values(), default=-1)
 
+    @property
+    def label_delays(self) -> Int64s:
+        """Outcomes by time since their exposure, shape ``[T, 160]``, since the start of this process."""
+        return self._joiner.state.delays.copy()
+
     def stream(self) -> Iterator[Batch | Barrier]:
         """Batches, with a barrier whenever a snapshot is due, and one at the end.
 

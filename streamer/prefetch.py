@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
-from contracts.batch import Barrier, Batch
+from contracts.batch import Barrier, Batch, Int64s
 from contracts.records import Offsets
 from contracts.settings import Settings
 from streamer.feed import OpenInputs, Rejected, Standing, rejected_of, standing_of
@@ -124,6 +124,10 @@ class ThreadFeed:
     def rejected(self) -> list[Rejected]:
         """Bad records by reason."""
         return rejected_of(self._inputs.dead_letters)
+
+    def label_delays(self) -> Int64s:
+        """Outcomes by time since their exposure."""
+        return self._ingest.label_delays
 
     @property
     def standing(self) -> Standing:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
-from contracts.batch import Barrier, Batch
+from contracts.batch import Barrier, Batch, Int64s
 from contracts.records import Offsets
 from contracts.settings import Settings
 from streamer.feed import Feed, IngestProcessError, OpenInputs, Rejected, Standing
@@ -113,6 +113,11 @@ class ProcessFeed:
     def rejected(self) -> list[Rejected]:
         """Bad records by reason."""
         found: list[Rejected] = self._ask("rejected")
+        return found
+
+    def label_delays(self) -> Int64s:
+        """Outcomes by time since their exposure."""
+        found: Int64s = self._ask("label_delays")
         return found
 
     def __exit__(

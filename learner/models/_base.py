@@ -4,8 +4,9 @@ A module defines ``EMBEDDINGS_PER_TASK`` (true: each task has embeddings of its 
 ``build(shape, settings) -> Architecture``.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from numpy.typing import NDArray
@@ -33,6 +34,18 @@ class Architecture(Protocol):
 
     def __call__(self, embeddings: Tensor, dense: Tensor) -> Tensor:
         """Residual logits, shape ``[N, T]``."""
+
+
+@runtime_checkable
+class Gated(Protocol):
+    """An architecture whose tasks weigh experts."""
+
+    @property
+    def gate_names(self) -> list[str]:
+        """What each of a task's G weights belongs to."""
+
+    def gates(self, embeddings: Tensor, dense: Tensor) -> Tensor:
+        """Weights, shape ``[T, G, N]``, that sum to 1 over G."""
 
 
 class Network(nn.Module):
@@ -84,6 +97,21 @@ class Network(nn.Module):
         wide = self.wide.weight if self.common is None else self.wide.weight + self.common.weight
         logits: Tensor = torch.addmm(self.deep(embeddings, dense), dense, wide.t())
         return logits
+
+    @property
+    def gated(self) -> Gated | None:
+        """The deep part, if its tasks weigh experts."""
+        return self.deep if isinstance(self.deep, Gated) else None
+
+
+def gate_entropies(gates: Tensor) -> Tensor:
+    """Mean entropy of each task's gate, shape ``[T, G, N]`` to ``[T]``, in units of log G.
+
+    1: all experts count the same, for every row; 0: each row is one expert's.
+    """
+    if gates.shape[1] == 1:
+        return torch.zeros(len(gates))
+    return -torch.xlogy(gates, gates).sum(1).mean(1) / math.log(gates.shape[1])
 
 
 def load_network(network: Network, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -73,6 +73,12 @@ class ExpertDropout(nn.Module):
         return kept / kept.sum(1, keepdim=True).clamp(min=torch.finfo(kept.dtype).tiny)
 
 
+def gate_weights(beside: Tensor, n_gates: int) -> Tensor:
+    """Each gate's softmax over its experts: ``[N, G·E]`` to ``[G, E, N]``."""
+    # A softmax over four numbers at a time is slow; over rows that lie side by side it is vectorised.
+    return beside.t().reshape(n_gates, beside.shape[1] // n_gates, -1).softmax(1)
+
+
 def mixtures(beside: Tensor, experts: Tensor, n_tasks: int, dropout: ExpertDropout) -> Tensor:
     """What each task sees of the experts: their sum, weighted by the softmax over its gate.
 
@@ -80,9 +86,7 @@ def mixtures(beside: Tensor, experts: Tensor, n_tasks: int, dropout: ExpertDropo
     :param experts: shape ``[E, N, H]``.
     :returns: shape ``[T, N, H]``.
     """
-    # A softmax over four numbers at a time is slow; over rows that lie side by side it is vectorised.
-    gates = beside.t().reshape(n_tasks, len(experts), -1).softmax(1)  # [T, E, N]
-    mixed: Tensor = Mixture.apply(dropout(gates), experts)
+    mixed: Tensor = Mixture.apply(dropout(gate_weights(beside, n_tasks)), experts)
     return mixed
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from contracts.settings import ModelSettings
 from learner.models._base import Shape
-from learner.models._blocks import CommonTowers, ExpertDropout, ParallelMlp, mixtures
+from learner.models._blocks import CommonTowers, ExpertDropout, ParallelMlp, gate_weights, mixtures
 
 EMBEDDINGS_PER_TASK = False
 
@@ -26,13 +26,23 @@ class Mmoe(nn.Module):
         )
         self.dropout = ExpertDropout()
         self.towers = CommonTowers(shape.n_tasks, self.experts.n_out, settings.tower)
-        self._n_gates = shape.n_tasks + 1
+        self._n_gates, self._n_experts = shape.n_tasks + 1, settings.experts
 
     def forward(self, embeddings: Tensor, dense: Tensor) -> Tensor:
         """Residual logits, shape ``[N, T]``."""
         experts, beside = self.experts(embeddings.flatten(1), dense)  # [E, N, H], [N, (T + 1)·E]
         logits: Tensor = self.towers(mixtures(beside, experts, self._n_gates, self.dropout))
         return logits
+
+    @property
+    def gate_names(self) -> list[str]:
+        """What each of a task's gate weights belongs to."""
+        return [f"expert {expert + 1}" for expert in range(self._n_experts)]
+
+    def gates(self, embeddings: Tensor, dense: Tensor) -> Tensor:
+        """Weights of the experts in each task's own sum, shape ``[T, E, N]``; the common tower's gate is left out."""
+        _, beside = self.experts(embeddings.flatten(1), dense)
+        return gate_weights(beside, self._n_gates)[:-1]
 
 
 def build(shape: Shape, settings: ModelSettings) -> nn.Module:

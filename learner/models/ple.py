@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from contracts.settings import ModelSettings
 from learner.models._base import Shape
-from learner.models._blocks import ExpertDropout, ParallelMlp, Towers
+from learner.models._blocks import ExpertDropout, ParallelMlp, Towers, gate_weights
 
 EMBEDDINGS_PER_TASK = False
 
@@ -33,13 +33,22 @@ class Ple(nn.Module):
     def forward(self, embeddings: Tensor, dense: Tensor) -> Tensor:
         """Residual logits, shape ``[N, T]``."""
         experts, beside = self.experts(embeddings.flatten(1), dense)  # [S + T, N, H], [N, T·(S + 1)]
-        # Over rows that lie side by side the softmax is vectorised.
-        gates = self.dropout(beside.t().reshape(self._n_tasks, self._n_shared + 1, -1).softmax(1))  # [T, S + 1, N]
+        gates = self.dropout(gate_weights(beside, self._n_tasks))  # [T, S + 1, N]
         mixed = gates[:, -1].unsqueeze(2) * experts[self._n_shared :]  # [T, N, H]
         for expert in range(self._n_shared):
             mixed = torch.addcmul(mixed, gates[:, expert].unsqueeze(2), experts[expert])
         logits: Tensor = self.towers(mixed)
         return logits
+
+    @property
+    def gate_names(self) -> list[str]:
+        """What each of a task's gate weights belongs to."""
+        return [*(f"shared {expert + 1}" for expert in range(self._n_shared)), "own"]
+
+    def gates(self, embeddings: Tensor, dense: Tensor) -> Tensor:
+        """Weights of the shared experts and of its own in each task's sum, shape ``[T, S + 1, N]``."""
+        _, beside = self.experts(embeddings.flatten(1), dense)
+        return gate_weights(beside, self._n_tasks)
 
 
 def build(shape: Shape, settings: ModelSettings) -> nn.Module:

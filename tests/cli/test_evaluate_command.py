@@ -185,3 +185,53 @@ def test_a_log_that_is_not_there_is_named(tmp_path):
     result = evaluate(tmp_path / "no.jsonl")
     assert (result.exit_code, type(result.exception)) == (1, SystemExit)
     assert "no.jsonl" in result.stderr
+
+
+def test_a_variant_is_compared_on_the_same_stream_in_the_same_pass(log):
+    plain, alone = report_of(log, "--ranking", 0), report_of(log, "--ranking", 0, "--model", "single_task")
+    report = report_of(log, "--ranking", 0, "--compare", "single_task,uncertainty+model.expert_layers=[16, 8]")
+    assert report["tasks"] == plain["tasks"], "the base learned something else"
+    assert list(report["compare"]) == ["single_task", "uncertainty+model.expert_layers=[16, 8]"]
+    for task, found in report["compare"]["single_task"].items():
+        difference = found.pop("difference")
+        assert found == alone["tasks"][task], "beside the base it learned something else than alone"
+        for part in ("all", "last_half"):
+            value = difference[part]["ne"]["value"]
+            assert value == alone["tasks"][task][part]["ne"] - plain["tasks"][task][part]["ne"]
+    click = report["compare"]["single_task"]["click"]
+    assert click["all"]["auc"] is not None
+
+
+def test_a_comparison_is_told_to_people_with_its_interval(log):
+    result = evaluate(log, "--ranking", 0, "--compare", "shared_bottom", "--compare", "delay=wait", "--task", "click")
+    assert result.exit_code == 0, result.output
+    for told in ("Difference to `mmoe`", "shared_bottom", "delay=wait", "ΔNE", "ΔAUC", "last half", " … "):
+        assert told in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("compare", "told"),
+    [
+        ("mmoe2", "no such model or balancing; expected a model (mmoe, ple, shared_bottom, single_task)"),
+        ("single_task,model.width=0", "model.width: Input should be greater than or equal to 1 (found 0)"),
+        ("model.witdh=8", "`model.witdh` cannot differ on one stream, or is no setting"),
+        ("batch.max_rows=100", "`batch.max_rows` cannot differ on one stream"),
+        ("negatives.exposure=2", "`negatives.exposure` cannot differ on one stream"),
+        ("seed=1", "`seed` cannot differ on one stream"),
+        ("tasks.click.window=1h", "`tasks.click.window` cannot differ on one stream"),
+        ("tasks.clik.weight=2", "`tasks.clik.weight` cannot differ on one stream"),
+        ("tasks.purchase.parent=buy", "found buy as the parent of purchase"),
+        ("balancing=fair", "found `fair`, expected one of"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused_with_the_reason(log, compare, told):
+    result = evaluate(log, "--compare", compare)
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit), result.output
+    assert told in result.stderr.splitlines()[-1]
+
+
+def test_a_stream_that_waits_cannot_be_compared_with_one_that_does_not(log, tmp_path):
+    config = tmp_path / "waits.toml"
+    config.write_text('tasks = [{ name = "click", delay = "wait" }]\nevents = { ignore = ["*"] }\n')
+    result = evaluate(log, "-c", config, "--compare", "delay=fnc_in_loss")
+    assert (result.exit_code, "compare with `delay=wait`" in result.stderr) == (1, True), result.output

@@ -6,7 +6,7 @@ import torch
 from contracts.components import load, names
 from contracts.settings import ModelSettings
 from learner.losses import masked_bce
-from learner.models._base import Network, load_network
+from learner.models._base import Network, gate_entropies, load_network
 
 MODELS = names("learner.models")
 SETTINGS = ModelSettings(width=4, experts=3, expert_layers=(8, 6), tower=5)
@@ -116,6 +116,38 @@ def test_tasks_of_an_architecture_without_share_what_they_learn(name, layout) ->
     network(embeddings, dense)[:, 0].sum().backward()
     assert network.embedding_width == SETTINGS.width
     assert embeddings.grad.any()
+
+
+@pytest.mark.parametrize(("name", "names_of_gates"), [("mmoe", ["expert 1", "expert 2"]), ("ple", ["shared 1", "own"])])
+def test_gates_are_the_weights_of_what_a_task_sees(name, names_of_gates, layout) -> None:
+    network = Network(name, layout, SETTINGS.model_copy(update={"experts": 2}), 0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+        embeddings, dense = inputs(network, layout)
+        gates = network.gated.gates(embeddings, dense)
+        assert network.gated.gate_names == names_of_gates
+        assert gates.shape == (len(layout.tasks), 2, 12)
+        torch.testing.assert_close(gates.sum(1), torch.ones(len(layout.tasks), 12))
+        before = network(embeddings, dense)
+        # Task 0's gate is sent wholly to its first expert, all else as it was: only task 0's logits change.
+        n_experts, width = network.deep.experts._sizes
+        first_gate = n_experts * width
+        network.deep.experts.bias[first_gate] += 100
+        assert (network.gated.gates(embeddings, dense)[0, 0] > 0.99).all()
+        changed = (network(embeddings, dense) != before).any(0)
+    assert changed.tolist() == [True] + [False] * (len(layout.tasks) - 1)
+
+
+@pytest.mark.parametrize("name", ["shared_bottom", "single_task"])
+def test_a_model_without_gates_has_none(name, layout) -> None:
+    assert Network(name, layout, SETTINGS, 0).gated is None
+
+
+def test_the_entropy_of_a_gate_is_1_where_experts_are_alike_and_0_where_one_decides() -> None:
+    alike, decided = torch.full((1, 4, 5), 0.25), torch.eye(4)[:, [0, 1, 2, 3, 0]].reshape(1, 4, 5)
+    torch.testing.assert_close(gate_entropies(torch.cat([alike, decided])), torch.tensor([1.0, 0.0]))
+    assert gate_entropies(torch.ones(2, 1, 5)).tolist() == [0, 0]
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones(layout) -> None:

@@ -360,7 +360,7 @@ def test_with_any_option_a_restored_trainer_goes_on_bit_by_bit(
     make_settings, layout_of, make_stream, assert_same, monkeypatch, tmp_path, options
 ) -> None:
     """Through a snapshot on disk, whose writer may not mind a group without arrays; with looks at the gradients."""
-    monkeypatch.setattr(learner.trainer, "_COSINES_EVERY", 7)
+    monkeypatch.setattr(learner.trainer, "_LOOK_EVERY", 7)
     settings = make_settings(**options)
     layout, batches = layout_of(settings), make_stream(settings, 40)
     straight, resumed = Trainer(settings, layout), Trainer(settings, layout)
@@ -386,14 +386,15 @@ def test_with_any_option_a_restored_trainer_goes_on_bit_by_bit(
         resumed.step(batch)
     assert_same(straight.save(), resumed.save())
     assert straight.cosines == resumed.cosines
+    assert straight.gate_entropies == resumed.gate_entropies
 
 
-def test_looking_at_the_gradients_does_not_change_what_is_learned(
+def test_looking_at_gradients_and_gates_does_not_change_what_is_learned(
     settings, layout, make_stream, assert_same, monkeypatch
 ) -> None:
     trainers = []
     for every in (3, 10_000):
-        monkeypatch.setattr(learner.trainer, "_COSINES_EVERY", every)
+        monkeypatch.setattr(learner.trainer, "_LOOK_EVERY", every)
         trainers.append(Trainer(settings, layout))
         for batch in make_stream(settings, 20):
             trainers[-1].step(batch)
@@ -403,6 +404,8 @@ def test_looking_at_the_gradients_does_not_change_what_is_learned(
     assert set(looked.cosines) <= {("content_view", "click"), ("content_view", "purchase"), ("click", "purchase")}
     assert looked.cosines
     assert all(-1.0001 < cosine < 1.0001 for cosine in looked.cosines.values())
+    assert list(looked.gate_entropies) == list(layout.tasks)
+    assert all(0 < entropy < 1.0001 for entropy in looked.gate_entropies.values())
 
 
 def test_calibration_changes_what_is_served_and_measured_and_nothing_else(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from contracts.records import Partition
 from contracts.settings import Task
-from streamer.join import LABELLED, LATE, ORPHAN, Joiner, advance, expose, label
+from streamer.join import LABELLED, LATE, ORPHAN, Joiner, advance, delay_bounds_ms, expose, label
 
 P0, P1 = ("events", 0), ("events", 1)
 WINDOWS_MS = (0, 10, 30, 10)  # the exposure's own task waits for nothing
@@ -320,3 +320,18 @@ def test_any_sequence_of_events_is_joined_as_by_a_list_of_exposures(
     for partition in (P0, P1):
         model.advance(partition, 1 << 50)
     assert sorted(map(repr, _taken(joiner))) == sorted(map(repr, model.matured))
+
+
+def test_the_delay_of_each_first_outcome_is_counted_also_where_it_comes_too_late_for_its_task() -> None:
+    joiner = _joiner()
+    for item, (task, delay_ms) in enumerate([(CLICK, 0), (CLICK, 9), (CLICK, 20), (PURCHASE, 29)], start=1):
+        joiner.expose(P0, 1_000, USER, item, 0)
+        joiner.label(task, 1_000 + delay_ms, USER, item, 0)
+    joiner.label(PURCHASE, 1_030, USER, 4, 0)  # a second purchase of the same exposure
+    joiner.label(PURCHASE, 1_030, OTHER, 4, 0)  # nobody's
+    bounds_ms = delay_bounds_ms()
+    for task, delays_ms in ((CLICK, [0, 9, 20]), (PURCHASE, [29]), (SHARE, [])):
+        cells = [cell for cell, count in enumerate(joiner.state.delays[task].tolist()) for _ in range(count)]
+        assert len(cells) == len(delays_ms)
+        for cell, delay_ms in zip(cells, delays_ms, strict=True):
+            assert (0 if cell == 0 else bounds_ms[cell - 1]) <= delay_ms < bounds_ms[cell]

@@ -95,6 +95,7 @@ def everything(feed: Feed, file: Path) -> dict[str, Any]:
             "metrics": metrics,
             "windows": plain(feed.close_open_windows()),
             "rejected": feed.rejected(),
+            "label_delays": feed.label_delays().tolist(),
             "standing": feed.standing,
         }
 
@@ -111,6 +112,7 @@ def test_both_feeds_give_the_same_pieces_counts_and_metrics_bit_for_bit(log: Pat
     assert found["metrics"] == in_a_thread["metrics"]
     assert 'anabranch_events_rejected_total{reason="not_json"} 1.0' in found["metrics"]
     assert found == in_a_thread
+    assert sum(map(sum, found["label_delays"])) > 0
     assert (found["standing"].n_events, found["standing"].n_rejected) == (N_EVENTS, 2)
     assert found["standing"].progress == 1.0
 
