@@ -1,0 +1,90 @@
+"""Does learning the tasks together help? The default model beside equal-width single-task nets, on the simulated shop.
+
+python -m benchmarks.quality.multitask [--seeds 5] [--events 200000]
+
+A simulation: three tasks, one purchase in two hundred exposures. Each seed is another shop and another network; both
+models learn the same stream in one pass (`evaluate --compare single_task`). The interval is over the seeds.
+"""
+
+import argparse
+import math
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from benchmarks.figures import say
+from benchmarks.pipeline import write_log
+from benchmarks.workloads import shop_settings
+from cli._assembly import assemble_behind
+from cli._ingest import log_inputs
+from cli._variants import variants
+from streamer.prefetch import ThreadFeed
+from streamer.simulator import ShopSimulator, SimulatorSettings
+
+_RIVAL = "single_task"
+_PURCHASE_RATE = 0.083  # of clicks, which are 6 % of exposures
+
+
+def run(seed: int, n_events: int) -> dict[str, Any]:
+    """One shop: the report of `evaluate --compare single_task`."""
+    settings = shop_settings(batch={"span": "1m"}, seed=seed, processes=1, train={"threads": 1})
+    shop = ShopSimulator(SimulatorSettings(seed=seed, events=n_events, rate=20.0, purchase_rate=_PURCHASE_RATE))
+    registry = CollectorRegistry()
+    with tempfile.TemporaryDirectory() as folder, ThreadFeed() as feed:
+        log = Path(folder) / "shop.jsonl"
+        write_log(log, shop.events())
+        feed.open(settings, partial(log_inputs, settings, None, log, None), registry, lambda: False)
+        assembly = assemble_behind(settings, feed, registry, variants=variants(settings, [_RIVAL]))
+        assembly.run()
+        assembly.close_open_windows()
+        return assembly.report(0.0, settings.model.name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality.multitask",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--events", type=int, default=200_000, help="of each shop (%(default)s)")
+    given = parser.parse_args()
+    reports = []
+    for seed in range(given.seeds):
+        say(f"seed {seed}: {given.events:,} events")
+        reports.append(run(seed, given.events))
+    model = reports[0]["model"]
+    title = f"NE on {given.seeds} simulated shops of {given.events:,} events; difference: {_RIVAL} minus {model}"
+    made = Table(title=title, box=box.SIMPLE)
+    for name in ("task", "positive", "part", model, _RIVAL, "difference", "95 % interval over seeds"):
+        made.add_column(name, justify="left" if name in ("task", "part") else "right")
+    for task, first in reports[0]["tasks"].items():
+        for part in ("all", "last_half"):
+            own = np.array([report["tasks"][task][part]["ne"] for report in reports])
+            other = np.array([report["compare"][_RIVAL][task][part]["ne"] for report in reports])
+            differences = other - own
+            n = len(differences)
+            half = stats.sem(differences) * stats.t.ppf(0.975, n - 1) if n > 1 else math.nan
+            mean = differences.mean()
+            made.add_row(
+                task if part == "all" else "",
+                f"{first['positives'] / first['examples']:.2%}" if part == "all" else "",
+                part.replace("_", " "),
+                f"{own.mean():.4f}",
+                f"{other.mean():.4f}",
+                f"{mean:+.4f}",
+                f"{mean - half:+.4f} to {mean + half:+.4f}",
+            )
+    Console(highlight=False, width=130).print(made)
+
+
+if __name__ == "__main__":
+    main()
