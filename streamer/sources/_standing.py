@@ -5,6 +5,7 @@ from typing import Literal
 
 from contracts.records import Offsets, Partition
 from contracts.settings import KafkaSettings
+from streamer.connection import BrokerError
 
 CONNECT_MS = 30_000
 RESOLVE_MS = 10_000
@@ -80,6 +81,13 @@ class Standing:
             "retention, or the topic was made anew. Roll back to a snapshot that fits, or start in a new snapshot "
             "folder."
         )
+
+
+def unknown_times(settings: KafkaSettings, why: str) -> BrokerError:
+    """The error for a broker that does not tell where a time lies."""
+    return BrokerError(
+        f"{settings.bootstrap_servers} does not tell which offsets of `{settings.topic}` are of a time: {why}"
+    )
 
 
 def heartbeat_interval_ms(settings: KafkaSettings) -> int:

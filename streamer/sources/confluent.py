@@ -23,6 +23,7 @@ from streamer.sources._standing import (
     Standing,
     heartbeat_interval_ms,
     show,
+    unknown_times,
 )
 
 __all__ = ["ConfluentSource", "OffsetsLostError"]
@@ -67,6 +68,7 @@ class ConfluentSource:
         settings: KafkaSettings,
         resume: Offsets | None = None,
         *,
+        start_ms: int | None = None,
         until_end: bool = False,
         connect_timeout_ms: int = CONNECT_MS,
         stop: Callable[[], bool] = never,
@@ -88,7 +90,10 @@ class ConfluentSource:
             lambda _: Consumer(self._options(), logger=_librdkafka), settings, connect_timeout_ms, stop
         )
         try:
-            self._standing = Standing(settings, self._wait_for_topic(connect_timeout_ms, stop))
+            partitions = self._wait_for_topic(connect_timeout_ms, stop)
+            self._standing = Standing(settings, partitions)
+            if resume is None and start_ms is not None:
+                resume = self._offsets_at(start_ms, partitions)
             if resume is not None:
                 self.seek(resume)
             self._consumer.subscribe([settings.topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
@@ -269,6 +274,21 @@ class ConfluentSource:
                 logger.warning("waiting for topic %s at %s", topic, servers)
                 told_seconds = now_seconds
             time.sleep(0.2)
+
+    def _offsets_at(self, time_ms: int, partitions: Iterable[int]) -> Offsets:
+        topic = self._settings.topic
+        # The ends first: what comes in between is read.
+        ends = {partition: self._range(partition)[1] for partition in partitions}
+        asked = [TopicPartition(topic, partition, time_ms) for partition in ends]
+        try:
+            found = self._consumer.offsets_for_times(asked, timeout=RESOLVE_MS / 1000)
+        except KafkaException as error:
+            raise unknown_times(self._settings, error.args[0].str()) from error
+        if wrong := [place for place in found if place.error is not None]:
+            raise unknown_times(self._settings, f"{self._show(wrong[0].partition)}: {wrong[0].error}")
+        return {
+            (topic, place.partition): place.offset if place.offset >= 0 else ends[place.partition] for place in found
+        }
 
     def _on_assign(self, _: Consumer, assigned: list[TopicPartition]) -> None:
         """Runs within ``poll``."""

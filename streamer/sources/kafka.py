@@ -24,6 +24,7 @@ from streamer.sources._standing import (
     Standing,
     heartbeat_interval_ms,
     show,
+    unknown_times,
 )
 
 __all__ = ["KafkaSource", "OffsetsLostError"]
@@ -46,6 +47,8 @@ class KafkaSource:
     One source belongs to one thread.
 
     :param resume: offsets of a snapshot; None: there is none. An empty one is a snapshot that read nothing.
+    :param start_ms: without a snapshot, start each partition at its first record of this time or later, as the records'
+        times in Kafka say; at its end, where there is none.
     :param until_end: end once everything that is there was read (:meth:`caught_up`), instead of waiting for more.
     :param connect_timeout_ms: how long to wait for a broker and for the topic.
     :param stop: gives up that wait.
@@ -59,6 +62,7 @@ class KafkaSource:
         settings: KafkaSettings,
         resume: Offsets | None = None,
         *,
+        start_ms: int | None = None,
         until_end: bool = False,
         connect_timeout_ms: int = CONNECT_MS,
         stop: Callable[[], bool] = never,
@@ -74,7 +78,10 @@ class KafkaSource:
         self._commit_failed = False
         self._consumer: Any = connect(self._make_consumer, settings, connect_timeout_ms, stop)
         try:
-            self._standing = Standing(settings, self._wait_for_topic(connect_timeout_ms, stop))
+            partitions = self._wait_for_topic(connect_timeout_ms, stop)
+            self._standing = Standing(settings, partitions)
+            if resume is None and start_ms is not None:
+                resume = self._offsets_at(start_ms, partitions)
             if resume is not None:
                 self.seek(resume)
             self._consumer.subscribe([settings.topic], listener=_Listener(self))
@@ -232,6 +239,18 @@ class KafkaSource:
                 logger.warning("waiting for topic %s at %s", topic, servers)
                 told_seconds = now_seconds
             time.sleep(0.2)
+
+    def _offsets_at(self, time_ms: int, partitions: Iterable[int]) -> Offsets:
+        places = [TopicPartition(self._settings.topic, partition) for partition in partitions]
+        try:
+            # The ends first: what comes in between is read.
+            ends = self._consumer.end_offsets(places)
+            found = self._consumer.offsets_for_times(dict.fromkeys(places, time_ms))
+        except KafkaError as error:
+            raise unknown_times(self._settings, str(error)) from error
+        return {
+            (place.topic, place.partition): found[place].offset if found.get(place) else ends[place] for place in places
+        }
 
     def _put(self, places: Iterable[TopicPartition]) -> None:
         """Put the reader of each assigned partition to its start."""
