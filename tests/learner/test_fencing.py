@@ -76,6 +76,8 @@ def test_whoever_stood_still_in_a_publish_while_another_took_over_changes_nothin
         assert "--standby" in str(error)
     # Either the owner's version was out before the successor looked, or it never comes out.
     assert found in ([2], [3])
+    after = successor.load()
+    assert (after.manifest.n_events, after.skipped) == (10, ())
     with pytest.raises(SnapshotSupersededError):
         publish(owner, 4)
     for number in (11, 12):
