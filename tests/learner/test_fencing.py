@@ -1,5 +1,6 @@
 """A writer whose lock was given to another process publishes nothing more, wherever it stood still."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +70,13 @@ def test_whoever_stood_still_in_a_publish_while_another_took_over_changes_nothin
     publish(owner, 1)
     publish(owner, 2)
     disk.n_calls, disk._at_call = 0, at_call
-    try:
+    with suppress(SnapshotSupersededError):
         publish(owner, 3)
-    except SnapshotSupersededError as error:
-        assert LOCK in str(error)
-        assert "--standby" in str(error)
     # Either the owner's version was out before the successor looked, or it never comes out.
     assert found in ([2], [3])
     after = successor.load()
     assert (after.manifest.n_events, after.skipped) == (10, ())
-    with pytest.raises(SnapshotSupersededError):
+    with pytest.raises(SnapshotSupersededError, match=r"LOCK names process .*--standby"):
         publish(owner, 4)
     for number in (11, 12):
         publish(successor, number)
