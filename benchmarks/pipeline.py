@@ -26,6 +26,7 @@ from cli._ingest import log_inputs
 from contracts.batch import Batch
 from contracts.events import Event
 from contracts.settings import Settings
+from learner.metrics import LearnerMetrics
 from streamer.process import ProcessFeed, start_feed
 
 _LOOK_SECONDS = 0.05
@@ -80,7 +81,7 @@ def evaluate(path: Path, settings: Settings) -> Run:
     registry, span, n_events = CollectorRegistry(), Span(), 0
     with start_feed(settings.processes) as feed:
         feed.open(settings, partial(log_inputs, settings, None, path, None), registry, lambda: False)
-        assembly = assemble_behind(settings, feed, registry)
+        assembly = assemble_behind(settings, feed, LearnerMetrics(registry, settings.evaluation.detector))
 
         def progress(batch: Batch) -> None:
             nonlocal n_events

@@ -90,13 +90,14 @@ def assemble(
     """
     feed = ThreadFeed()
     feed.open(settings, lambda _: nullcontext(Inputs(source, decoder, dead_letters)), registry, stop)
-    return assemble_behind(settings, feed, registry, store=store, snapshot=snapshot)
+    metrics = LearnerMetrics(registry, settings.evaluation.detector)
+    return assemble_behind(settings, feed, metrics, store=store, snapshot=snapshot)
 
 
 def assemble_behind(
     settings: Settings,
     feed: Feed,
-    registry: CollectorRegistry,
+    metrics: LearnerMetrics,
     *,
     store: SnapshotStore | None = None,
     snapshot: Snapshot | None = None,
@@ -111,7 +112,6 @@ def assemble_behind(
     use_threads(settings)
     layout = FeatureSchema.of(settings).layout
     trainer = Trainer(settings, layout)
-    metrics = LearnerMetrics(registry, settings.evaluation.detector)
     if snapshot is not None:
         check_snapshot(snapshot, settings, layout)
         # Two processes have two memories: the ingest is sent its own part only.

@@ -17,10 +17,16 @@ from streamer.sources.topic import open_topic
 
 @contextmanager
 def topic_inputs(
-    settings: Settings, mapping: Mapping | None, resume: Offsets | None, until_end: bool, stop: Callable[[], bool]
+    settings: Settings,
+    mapping: Mapping | None,
+    resume: Offsets | None,
+    start_ms: int | None,
+    until_end: bool,
+    stop: Callable[[], bool],
 ) -> Iterator[Inputs]:
     """A topic, and its dead-letter topic.
 
+    :param start_ms: where to start it without a snapshot; None: as the settings say.
     :raises BrokerError: no broker, or no topic.
     :raises StopAskedError: ``stop`` said so while it waited.
     :raises ValueError: the offsets are not this topic's.
@@ -28,7 +34,7 @@ def topic_inputs(
     log_to_stderr()  # a process of its own has no log yet
     with (
         KafkaDeadLetters(settings.kafka, stop=stop) as dead_letters,
-        open_topic(settings.kafka, resume, until_end=until_end, stop=stop) as source,
+        open_topic(settings.kafka, resume, start_ms=start_ms, until_end=until_end, stop=stop) as source,
     ):
         yield Inputs(source, EventDecoder(settings, mapping, wall_clock_ms), dead_letters)
 

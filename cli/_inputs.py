@@ -3,12 +3,13 @@
 import json
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import typer
 
-from contracts.settings import Settings, load_settings
+from contracts.settings import Settings, SettingsError, load_settings
 from streamer.mapping import Mapping, load_mapping
 from streamer.sources.file import FileSource, Format
 
@@ -16,6 +17,25 @@ from streamer.sources.file import FileSource, Format
 def wall_clock_ms() -> int:
     """Now."""
     return time.time_ns() // 1_000_000
+
+
+def parse_time_ms(option: str, text: str) -> int:
+    """Milliseconds since the epoch of a time in ISO 8601.
+
+    :raises SettingsError: it is none, or its zone is left open.
+    """
+    try:
+        time_ = datetime.fromisoformat(text)
+    except ValueError:
+        time_ = None
+    if time_ is None or time_.tzinfo is None:
+        raise SettingsError(f"{option} is a time with its zone, such as 2026-11-01T00:00Z; found `{text}`.")
+    return round(time_.timestamp() * 1000)
+
+
+def show_time(time_ms: int) -> str:
+    """A time as :func:`parse_time_ms` reads it, in UTC."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat()
 
 
 def fail(message: object) -> NoReturn:

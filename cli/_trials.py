@@ -211,13 +211,14 @@ class Experiment:
         learned: Callable[[Batch, "Trainer"], None],
     ) -> dict[str, float | None]:
         from cli._assembly import assemble_behind
+        from learner.metrics import LearnerMetrics
 
         settings, how = self.settings(parameters, seed)
         registry = CollectorRegistry()
         with ThreadFeed() as feed:
             inputs = partial(log_inputs, settings, how, self.log, self.format)
             feed.open(settings, inputs, registry, lambda: enough(feed))
-            assembly = assemble_behind(settings, feed, registry)
+            assembly = assemble_behind(settings, feed, LearnerMetrics(registry, settings.evaluation.detector))
             assembly.run(lambda batch: learned(batch, assembly.trainer))
             assembly.close_open_windows()
             return self._scores(assembly.trainer.quality)

@@ -177,10 +177,12 @@ def _evaluate(
     from cli._ingest import log_inputs
     from cli._progress import Share
     from contracts.batch import Batch
+    from learner.metrics import LearnerMetrics
 
     registry = CollectorRegistry()
     feed.open(settings, partial(log_inputs, settings, how, path, format_), registry, lambda: False)
-    assembly = assemble_behind(settings, feed, registry, variants=compared)
+    metrics = LearnerMetrics(registry, settings.evaluation.detector)
+    assembly = assemble_behind(settings, feed, metrics, variants=compared)
     started = time.perf_counter()
     with Share("evaluated") as share:
 

@@ -23,6 +23,20 @@ def command(
     ] = None,
     kafka: Annotated[str | None, typer.Option(help="The broker (`host:port`), instead of the settings'.")] = None,
     topic: Annotated[str | None, typer.Option(help="The topic, instead of the settings'.")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Replay with a fresh model: from each partition's first record of this time or later, such as "
+            "`2026-11-01T00:00Z`, by the records' times in Kafka.",
+        ),
+    ] = None,
+    standby: Annotated[
+        bool,
+        typer.Option(
+            "--standby", help="Wait while another learner writes the snapshots; go on in its place when it ends."
+        ),
+    ] = False,
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Stop when everything in the topic is learned, and print the quality.")
     ] = False,
@@ -37,15 +51,20 @@ def command(
 
     Ctrl-C or SIGTERM finishes the batch, snapshots, leaves the group and exits with 0; nothing is lost. SIGKILL costs
     the work since the last snapshot, which is done again from its offsets.
+
+    A second `learn` on the same snapshots is refused; with `--standby` it waits, and takes over with the last snapshot.
     """
-    from cli._inputs import fail, settings_and_mapping
+    from cli._inputs import fail, parse_time_ms, settings_and_mapping
     from contracts.settings import SettingsError
 
     chosen = {key: value for key, value in (("bootstrap_servers", kafka), ("topic", topic)) if value is not None}
     try:
+        start_ms = None if from_ is None else parse_time_ms("--from", from_)
         settings, how = settings_and_mapping(config, mapping, {"kafka": chosen})
     except SettingsError as error:
         fail(error)
+    if start_ms is not None and standby:
+        fail("--from starts a fresh model, --standby goes on with another learner's. Leave one of them out.")
 
     from cli._logging import log_to_stderr
     from streamer.process import start_feed
@@ -61,7 +80,7 @@ def command(
         from streamer.sources.kafka import OffsetsLostError
 
         try:
-            report = run(settings, how, feed, until_end=until_end)
+            report = run(settings, how, feed, until_end=until_end, start_ms=start_ms, standby=standby)
         except StopAskedError as stopped:
             logging.getLogger("anabranch.learn").info("%s Nothing was read, nothing is lost.", stopped)
             return
@@ -82,21 +101,34 @@ def command(
         write_report(report, json)
 
 
-def run(settings: "Settings", how: "Mapping | None", feed: "Feed", *, until_end: bool) -> dict[str, Any]:
+def run(
+    settings: "Settings",
+    how: "Mapping | None",
+    feed: "Feed",
+    *,
+    until_end: bool,
+    start_ms: int | None = None,
+    standby: bool = False,
+) -> dict[str, Any]:
     """Learn until told to stop; the report counts open windows as they stand.
 
     Order: lock the store, load, connect, learn, snapshot; the end of the feed leaves the group.
     """
     import time
+    from contextlib import ExitStack
     from functools import partial
 
-    from prometheus_client import REGISTRY, start_http_server
+    from prometheus_client import REGISTRY
 
     from cli._assembly import assemble_behind
+    from cli._exporter import exported
     from cli._ingest import topic_inputs
+    from cli._inputs import show_time
     from cli._signals import StopOnSignal
+    from cli._standby import stand_by
     from contracts.components import load
     from contracts.settings import environment_names
+    from learner.metrics import LearnerMetrics
     from learner.snapshot import SnapshotStore
 
     # A misspelt component is told at once, not after the wait for a broker.
@@ -110,40 +142,49 @@ def run(settings: "Settings", how: "Mapping | None", feed: "Feed", *, until_end:
         log.warning(
             "No [[fields]] are declared: the model sees ids and behaviour only. `anabranch check` suggests some."
         )
-    started = time.perf_counter()
-    with (
-        SnapshotStore(Path(settings.snapshot.directory), settings.snapshot.keep) as store,
-        StopOnSignal() as stop,
-    ):
-        snapshot = _newest(store)
+    store = SnapshotStore(Path(settings.snapshot.directory), settings.snapshot.keep)
+    metrics = LearnerMetrics(REGISTRY, settings.evaluation.detector)
+    with StopOnSignal() as stop, ExitStack() as stack:
+        if not standby:
+            stack.enter_context(store)
+        stack.enter_context(exported(settings.metrics, REGISTRY))
+        if standby:
+            stand_by(store, metrics.standby, stop)
+            stack.enter_context(store)
+        started = time.perf_counter()
+        snapshot = _newest(store, fresh=start_ms is not None)
         resume = snapshot.manifest.resume_offsets if snapshot else None
-        feed.open(settings, partial(topic_inputs, settings, how, resume, until_end), REGISTRY, stop)
-        assembly = assemble_behind(settings, feed, REGISTRY, store=store, snapshot=snapshot)
-        server, thread = start_http_server(settings.metrics.port, settings.metrics.host, REGISTRY)
-        log.info("Metrics on http://%s:%d/metrics.", *server.server_address[:2])
+        feed.open(settings, partial(topic_inputs, settings, how, resume, start_ms, until_end), REGISTRY, stop)
+        assembly = assemble_behind(settings, feed, metrics, store=store, snapshot=snapshot)
         log.info(
             "Learning `%s` from %s: %s.",
             settings.kafka.topic,
             settings.kafka.bootstrap_servers,
             f"snapshot v{snapshot.manifest.version:08d}, {snapshot.manifest.n_events} events"
             if snapshot
-            else f"no snapshot yet, from the {settings.kafka.start} record",
+            else "no snapshot yet, from "
+            + (f"the {settings.kafka.start} record" if start_ms is None else f"records of {show_time(start_ms)} on"),
         )
-        try:
-            assembly.run()
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        assembly.run()
         log.info("Stopped after %d events in all.", feed.standing.n_events)
         if until_end:
             assembly.close_open_windows()
         return assembly.report(time.perf_counter() - started, settings.model.name)
 
 
-def _newest(store: "SnapshotStore") -> "Snapshot | None":
-    from learner.snapshot import NoSnapshotError
+def _newest(store: "SnapshotStore", *, fresh: bool) -> "Snapshot | None":
+    """The snapshot to go on from.
 
+    :param fresh: there must be none.
+    """
+    from learner.snapshot import NoSnapshotError, SnapshotError
+
+    version = store.latest_version()
+    if fresh and version is not None:
+        raise SnapshotError(
+            f"--from starts a fresh model, but {store.directory} has snapshot v{version:08d}. Leave --from out to go "
+            "on from it, or give `snapshot.directory` a new, empty folder."
+        )
     try:
         return store.load()
     except NoSnapshotError:

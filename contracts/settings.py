@@ -103,6 +103,9 @@ class KafkaSettings(_Section):
     """Empty: the topic's name with ``.dead-letters`` behind."""
     start: Literal["earliest", "latest"] = "earliest"
     """Where to begin when there is no snapshot yet."""
+    missing_offsets: Literal["fail", "skip"] = "fail"
+    """Where retention has deleted the offset to go on at: end with an error that says what is gone, or go on at the
+    first record there is, and count what is skipped (``anabranch_offsets_skipped_total``)."""
     client: Literal["auto", "kafka-python", "confluent"] = "auto"
     """Which library reads the topic (ADR 10); auto: confluent where it is installed, else kafka-python."""
     max_poll_records: int = Field(default=4000, ge=1)

@@ -6,6 +6,8 @@ import shutil
 import socket
 from pathlib import Path
 
+_TOKEN_BYTES = 512
+
 
 class Disk:
     """Each call is on the disk for good when it returns; a rename, once its folder is synced.
@@ -42,35 +44,62 @@ class Disk:
 
 
 class WriterLock:
-    """An advisory lock on a file; it ends with the process that holds it, however that ends."""
+    """An advisory lock on a file; it ends with the process that holds it, however that ends.
+
+    The file's text is the holder's token: a number that grows with every holder, and the holder's name. A file system
+    on a network can give the lock of a process that was silent too long to another one; the token tells (ADR 16).
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
+        self._token = ""
+        self.epoch = 0
+        """How many have held the lock up to this object."""
 
     def acquire(self) -> str | None:
         """Take the lock, once; where another holds it, its name."""
         if self._descriptor is not None:
             return None
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        epoch, holder = _parse(os.pread(descriptor, _TOKEN_BYTES, 0))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 256, 0).decode("utf-8", "replace").strip()
             os.close(descriptor)
             return holder or "an unknown process"
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        epoch, _ = _parse(os.pread(descriptor, _TOKEN_BYTES, 0))
+        self.epoch = epoch + 1
+        self._token = f"{self.epoch} process {os.getpid()} on {socket.gethostname()}\n"
+        # In this order the file is never empty: its number must not start again.
+        written = os.pwrite(descriptor, self._token.encode(), 0)
+        os.ftruncate(descriptor, written)
+        os.fsync(descriptor)
         self._descriptor = descriptor
         return None
 
     @property
     def held(self) -> bool:
-        """Whether this object holds the lock."""
+        """Whether this object took the lock."""
         return self._descriptor is not None
+
+    @property
+    def superseded_by(self) -> str | None:
+        """The name of who has taken the lock since; None while it is this object's."""
+        try:
+            found = self._path.read_bytes()
+        except FileNotFoundError:
+            return "nobody, it was removed"
+        return None if found == self._token.encode() else _parse(found)[1] or "an unknown process"
 
     def release(self) -> None:
         """Let another process have it; doing so twice is fine."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _parse(token: bytes) -> tuple[int, str]:
+    """Number and name in a token; 0 and what there is where it has no number."""
+    number, _, name = token.decode("utf-8", "replace").strip().partition(" ")
+    return (int(number), name) if number.isdecimal() else (0, f"{number} {name}".strip())

@@ -70,6 +70,8 @@ class LearnerMetrics:
         )
         self.snapshot_failures = counter("anabranch_snapshot_failures", "Snapshots that could not be written.")
 
+        self.standby = gauge("anabranch_standby", "1 while another learner writes the snapshots and this one waits.")
+
     def begin(self, trainer: Trainer) -> None:
         """Before the first step: every series is there from now on, and what a snapshot brought is not counted again.
 

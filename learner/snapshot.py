@@ -3,9 +3,9 @@
 One folder per version::
 
     LATEST                   names the version that counts
-    LOCK                     held by the one process that writes
+    LOCK                     held by the one process that writes, with its number, here 3
     v00000007/               manifest.json, <group>.safetensors, <state>.msgpack
-    v00000008.tmp/           being written or deleted, or left by a process that died
+    v00000008.3.tmp/         being written or deleted, or left by a process that died
     v00000009.rolled-back/   set aside by a rollback
 """
 
@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import logging
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +36,7 @@ from learner.snapshot_files import (
     SnapshotDamagedError,
     SnapshotError,
     SnapshotLockedError,
+    SnapshotSupersededError,
     VanishedError,
     VersionFolder,
     check_group,
@@ -51,6 +53,7 @@ __all__ = [
     "SnapshotError",
     "SnapshotLockedError",
     "SnapshotStore",
+    "SnapshotSupersededError",
 ]
 
 LATEST = "LATEST"
@@ -203,13 +206,14 @@ class SnapshotStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         holder = self._lock.acquire()
         if holder is not None:
-            raise SnapshotLockedError(
-                f"{self.directory} is written by {holder}. Stop it first, or set another snapshot.directory."
-            )
+            raise SnapshotLockedError(self.directory, holder)
+        # Behind the new token in LOCK: whatever its former holder may still mean to rename is gone (`_rename`).
         for name in self._listing():
             if name.endswith(TEMPORARY) and _ANY_VERSION.fullmatch(name):
                 log.info("Removing %s, left by a run that ended early.", name)
                 self._disk.remove(self.directory / name)
+            elif name.endswith(TEMPORARY):
+                (self.directory / name).unlink(missing_ok=True)
         # Above LATEST lies what a publish did not finish or a rollback did not set aside: neither may come back.
         latest = self._named_latest()
         if latest is not None:
@@ -252,10 +256,12 @@ class SnapshotStore:
         :raises ValueError: a name, array or state that cannot be stored; nothing was written.
         :raises OSError: the disk failed. The latest version is whole, be it the one before or the new one.
         :raises SnapshotLockedError: another process writes.
+        :raises SnapshotSupersededError: another process has become the writer.
         """
         encoded = {file_name(name, STATE): encode_state(name, state) for name, state in states.items()}
         checked = {file_name(name, GROUP): check_group(name, arrays) for name, arrays in groups.items()}
         self.acquire()
+        self._check_owner()
         number = self._next_version()
         manifest = Manifest(
             library=_library_version(),
@@ -276,6 +282,7 @@ class SnapshotStore:
             manifest = self._write_version(manifest, contents, encoded)
             self._point_to(number)
         except OSError:
+            self._check_owner()  # who takes over removes what is being written
             self._discard(number)
             raise
         self._delete_old()
@@ -310,22 +317,40 @@ class SnapshotStore:
         manifest = msgspec.structs.replace(manifest, files=files)
         self._disk.write(folder / MANIFEST, encode_manifest(manifest))
         self._disk.sync_folder(folder)
-        self._disk.rename(folder, self.path(manifest.version))
+        self._rename(folder, self.path(manifest.version))
         self._disk.sync_folder(self.directory)
         return manifest
 
     def _temporary(self, version: int) -> Path:
-        return self.directory / f"v{version:08d}{TEMPORARY}"
+        return self.directory / f"v{version:08d}.{self._lock.epoch}{TEMPORARY}"
 
     def _next_version(self) -> int:
         numbers = [int(match[1]) for match in map(_ANY_VERSION.fullmatch, self._listing()) if match]
         return max([*numbers, self._named_latest() or 0]) + 1
 
     def _point_to(self, version: int) -> None:
-        beside = self.directory / f"{LATEST}{TEMPORARY}"
+        beside = self.directory / f"{LATEST}.{self._lock.epoch}{TEMPORARY}"
         self._disk.write(beside, _latest_text(version))
-        self._disk.rename(beside, self.directory / LATEST)
+        self._rename(beside, self.directory / LATEST)
         self._disk.sync_folder(self.directory)
+
+    def _rename(self, ready: Path, final: Path) -> None:
+        """Publish what lies ready under a temporary name that only this writer uses.
+
+        A writer that was superseded cannot. Its successor first puts its token into ``LOCK``, then removes all
+        temporary names. What was ready before that is gone, even if this process stood still behind the check; what
+        became ready after it does not pass the check (ADR 16).
+        """
+        self._check_owner()
+        self._disk.rename(ready, final)
+
+    def _check_owner(self) -> None:
+        owner = self._lock.superseded_by
+        if owner is not None:
+            raise SnapshotSupersededError(
+                f"{self.directory} was taken from this process (pid {os.getpid()}): {LOCK} names {owner}. Nothing more "
+                "is published here; who writes now learns from the last snapshot on. Start again with `--standby`."
+            )
 
     def _set_aside_above(self, latest: int) -> None:
         for name in self._listing():

@@ -30,7 +30,21 @@ class NoSnapshotError(SnapshotError):
 
 
 class SnapshotLockedError(SnapshotError):
-    """Another process writes to the store."""
+    """Another process writes to the store.
+
+    :param owner: its name.
+    """
+
+    def __init__(self, directory: Path, owner: str) -> None:
+        super().__init__(
+            f"{directory} is written by {owner}. Stop it first, set another snapshot.directory, or wait in its shadow "
+            "(`anabranch learn --standby`)."
+        )
+        self.owner = owner
+
+
+class SnapshotSupersededError(SnapshotError):
+    """Another process has become the store's writer since this one did; this one must not publish any more."""
 
 
 class SnapshotDamagedError(SnapshotError):

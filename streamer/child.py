@@ -19,7 +19,7 @@ from streamer.feed import IngestProcessError, Inputs, OpenInputs, Standing, reje
 from streamer.link import Answer, Links, Piece
 from streamer.metrics import StreamMetrics, answer_scrapes
 from streamer.pipeline import Ingest
-from streamer.sources._base import Source
+from streamer.sources._base import Condition, Source
 from streamer.wire import Message
 
 
@@ -167,6 +167,10 @@ class _Attended:
     def lag(self) -> dict[Partition, int]:
         """As the source's."""
         return self._source.lag()
+
+    def condition(self) -> Condition:
+        """As the source's."""
+        return self._source.condition()
 
     def close(self) -> None:
         """As the source's."""

@@ -25,6 +25,10 @@ class StreamMetrics:
         self.duplicate = counter("anabranch_events_duplicate", "Events dropped since their id was seen before.")
         self.dead_letters = counter("anabranch_dlq_messages", "Records sent to the dead-letter topic.", ("reason",))
         self.lag = gauge("anabranch_consumer_lag_messages", "Records not read yet.", ("topic", "partition"))
+        self.connected = gauge("anabranch_broker_connected", "1 while a broker is connected.")
+        self.skipped = counter(
+            "anabranch_offsets_skipped", "Offsets passed over: deleted before they were read.", ("topic", "partition")
+        )
         self.last_event = gauge("anabranch_last_event_timestamp_seconds", "Newest event time read.", ("topic",))
         self.open_keys = gauge("anabranch_joiner_open_keys", "Exposures waiting for labels.")
         self.orphans = counter("anabranch_joiner_orphans", "Outcomes without an open exposure.", ("task",))

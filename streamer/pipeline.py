@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.batch import Barrier, Batch, Int64s, RankingRows, Rows
-from contracts.records import Offsets, Record, decode_offsets, encode_offsets
+from contracts.records import Offsets, Partition, Record, decode_offsets, encode_offsets
 from contracts.settings import Settings
 from features.encoder import Encoded, Encoder
 from features.profiles import load_profiles, new_profiles, save_profiles
@@ -88,6 +88,7 @@ class Ingest:
         self._offsets: Offsets = {}
         self._barrier_events = 0
         self._n_evicted = 0
+        self._n_skipped: dict[Partition, int] = {}
 
     @property
     def offsets(self) -> Offsets:
@@ -306,6 +307,12 @@ class Ingest:
         self._n_evicted = self._joiner.n_evicted
         for (topic, partition), lag in self._source.lag().items():
             metrics.lag.labels(topic, str(partition)).set(lag)
+        condition = self._source.condition()
+        metrics.connected.set(condition.connected)
+        for (topic, partition), n_offsets in condition.skipped.items():
+            n_told = self._n_skipped.get((topic, partition), 0)
+            metrics.skipped.labels(topic, str(partition)).inc(n_offsets - n_told)
+        self._n_skipped = dict(condition.skipped)
         newest_ms: dict[str, int] = {}
         for (topic, _), time_ms in self._joiner.newest_ms.items():
             newest_ms[topic] = max(time_ms, newest_ms.get(topic, time_ms))

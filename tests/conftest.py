@@ -38,10 +38,16 @@ def embedded_broker() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def apache_kafka() -> Iterator[str]:
-    """Bootstrap servers of Apache Kafka, one for the session. A test that asks for it is marked `kafka`."""
+def apache_broker() -> Iterator[Any]:
+    """Apache Kafka, one for the session. Who halts it starts it again. A test that asks for it is marked `kafka`."""
     with _started() as broker:
-        yield broker.bootstrap_servers
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def apache_kafka(apache_broker: Any) -> str:
+    """Its bootstrap servers."""
+    return str(apache_broker.bootstrap_servers)
 
 
 @pytest.fixture(scope="session")

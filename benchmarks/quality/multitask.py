@@ -26,6 +26,7 @@ from benchmarks.workloads import shop_settings
 from cli._assembly import assemble_behind
 from cli._ingest import log_inputs
 from cli._variants import variants
+from learner.metrics import LearnerMetrics
 from streamer.prefetch import ThreadFeed
 from streamer.simulator import ShopSimulator, SimulatorSettings
 
@@ -42,7 +43,8 @@ def run(seed: int, n_events: int) -> dict[str, Any]:
         log = Path(folder) / "shop.jsonl"
         write_log(log, shop.events())
         feed.open(settings, partial(log_inputs, settings, None, log, None), registry, lambda: False)
-        assembly = assemble_behind(settings, feed, registry, variants=variants(settings, [_RIVAL]))
+        metrics = LearnerMetrics(registry, settings.evaluation.detector)
+        assembly = assemble_behind(settings, feed, metrics, variants=variants(settings, [_RIVAL]))
         assembly.run()
         assembly.close_open_windows()
         return assembly.report(0.0, settings.model.name)

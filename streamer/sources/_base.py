@@ -1,8 +1,19 @@
 """What every source promises; `streamer/testing.py` holds the tests that each one passes."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from contracts.records import Offsets, Partition, Record
+
+
+class Condition(NamedTuple):
+    """How a source fares, for metrics. Without arguments: nothing can go wrong with it."""
+
+    connected: bool = True
+    """Whether there is a connection to where the records are."""
+    skipped: Mapping[Partition, int] = MappingProxyType({})
+    """Offsets passed over because their records are gone, by partition."""
 
 
 class Source(Protocol):
@@ -36,6 +47,9 @@ class Source(Protocol):
 
     def lag(self) -> dict[Partition, int]:
         """Records known to be there and not yet returned, by partition."""
+
+    def condition(self) -> Condition:
+        """How it fares."""
 
     def close(self) -> None:
         """Let go of connections and files; calling it twice is fine."""

@@ -1,10 +1,14 @@
 """Where the reader of a topic stands and where it starts: what the sources of both Kafka clients share."""
 
+import logging
 from collections.abc import Iterable
 from typing import Literal
 
 from contracts.records import Offsets, Partition
 from contracts.settings import KafkaSettings
+from streamer.connection import BrokerError
+
+logger = logging.getLogger(__name__)
 
 CONNECT_MS = 30_000
 RESOLVE_MS = 10_000
@@ -26,8 +30,11 @@ class Standing:
 
     def __init__(self, settings: KafkaSettings, first_partitions: frozenset[int]) -> None:
         self.next: Offsets = {}
+        self.skipped: dict[Partition, int] = {}
+        """Offsets passed over because they are gone, by partition."""
         self._topic = settings.topic
         self._start = settings.start
+        self._missing_offsets = settings.missing_offsets
         self._first_partitions = first_partitions
         self._snapshot_given = False
 
@@ -62,24 +69,46 @@ class Standing:
             return "beginning"
         return "end"
 
-    def lost(self, ranges: Iterable[tuple[int, int, int]], why: str) -> OffsetsLostError:
-        """The error for offsets that the broker does not have.
+    def miss(self, ranges: Iterable[tuple[int, int, int]], why: str) -> list[int]:
+        """Deal with offsets that the broker does not have, as ``kafka.missing_offsets`` says.
 
         :param ranges: partition, first offset and end offset, as the broker has them.
-        :param why: told instead where every partition fits.
+        :param why: told instead where every partition fits; empty: then nothing is wrong.
+        :returns: the partitions that stand at their first record now.
+        :raises OffsetsLostError: the settings say so, or a partition ends before the offset: skipping does not help.
         """
-        lines = []
+        lines, deleted = [], {}
         for partition, begin, end in ranges:
-            wanted = self.next.get((self._topic, partition))
-            if wanted is not None and not begin <= wanted <= end:
-                lines.append(
-                    f"{show((self._topic, partition))}: wants offset {wanted}, the broker has {begin} to {end}"
-                )
-        return OffsetsLostError(
-            f"The topic does not have the offsets to go on at. {'; '.join(lines or [why])}. Records were deleted by "
-            "retention, or the topic was made anew. Roll back to a snapshot that fits, or start in a new snapshot "
-            "folder."
-        )
+            place = self._topic, partition
+            wanted = self.next.get(place)
+            if wanted is None or begin <= wanted <= end:
+                continue
+            lines.append(f"{show(place)}: wants offset {wanted}, the broker has {begin} to {end}")
+            if wanted < begin:
+                deleted[partition] = begin
+        if not lines and not why:
+            return []
+        only_deleted = bool(deleted) and len(deleted) == len(lines)
+        if not only_deleted or self._missing_offsets == "fail":
+            way_out = ', or set kafka.missing_offsets = "skip" to do without what is gone' if only_deleted else ""
+            raise OffsetsLostError(
+                f"The topic does not have the offsets to go on at. {'; '.join(lines or [why])}. Records were deleted "
+                "by retention, or the topic was made anew. Roll back to a snapshot that fits, start in a new snapshot "
+                f"folder{way_out}."
+            )
+        logger.warning('Records are gone and not learned (kafka.missing_offsets = "skip"). %s.', "; ".join(lines))
+        for partition, begin in deleted.items():
+            place = self._topic, partition
+            self.skipped[place] = self.skipped.get(place, 0) + begin - self.next[place]
+            self.next[place] = begin
+        return list(deleted)
+
+
+def unknown_times(settings: KafkaSettings, why: str) -> BrokerError:
+    """The error for a broker that does not tell where a time lies."""
+    return BrokerError(
+        f"{settings.bootstrap_servers} does not tell which offsets of `{settings.topic}` are of a time: {why}"
+    )
 
 
 def heartbeat_interval_ms(settings: KafkaSettings) -> int:

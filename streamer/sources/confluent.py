@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Self
 
+import msgspec
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from contracts.records import Offsets, Partition, Record
 from contracts.settings import KafkaSettings
 from streamer.connection import LOG_EVERY_SECONDS, BrokerError, StopAskedError, absent, connect, never, refused
 from streamer.security import confluent_options
+from streamer.sources._base import Condition
 from streamer.sources._standing import (
     CONNECT_MS,
     FETCH_BYTES,
@@ -23,6 +25,7 @@ from streamer.sources._standing import (
     Standing,
     heartbeat_interval_ms,
     show,
+    unknown_times,
 )
 
 __all__ = ["ConfluentSource", "OffsetsLostError"]
@@ -32,10 +35,21 @@ _librdkafka = logging.getLogger(f"{__name__}.librdkafka")
 
 # librdkafka reads ahead in its own threads, in units of fetches: up to so much waits here, and a fetch beyond.
 READ_AHEAD_KILOBYTES = 32 << 10
+REPORT_MS = 2_000
 AT_ONCE = 500  # more messages at a time fall out of the processor's cache before they are records
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION}
 _FORBIDDEN = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}
 _new_record = tuple.__new__
+
+
+class _Broker(msgspec.Struct):
+    state: str
+
+
+class _Report(msgspec.Struct):
+    """What is read of librdkafka's statistics."""
+
+    brokers: dict[str, _Broker]
 
 
 class _Rarely:
@@ -67,6 +81,7 @@ class ConfluentSource:
         settings: KafkaSettings,
         resume: Offsets | None = None,
         *,
+        start_ms: int | None = None,
         until_end: bool = False,
         connect_timeout_ms: int = CONNECT_MS,
         stop: Callable[[], bool] = never,
@@ -81,6 +96,7 @@ class ConfluentSource:
         self._found_end: dict[int, int] = {}
         """The offset at which a fetch found the end of an assigned partition."""
         self._joined = False
+        self._connected = True
         self._failure: BrokerError | OffsetsLostError | None = None
         self._said = ""
         self._commit_failed = False
@@ -88,7 +104,10 @@ class ConfluentSource:
             lambda _: Consumer(self._options(), logger=_librdkafka), settings, connect_timeout_ms, stop
         )
         try:
-            self._standing = Standing(settings, self._wait_for_topic(connect_timeout_ms, stop))
+            partitions = self._wait_for_topic(connect_timeout_ms, stop)
+            self._standing = Standing(settings, partitions)
+            if resume is None and start_ms is not None:
+                resume = self._offsets_at(start_ms, partitions)
             if resume is not None:
                 self.seek(resume)
             self._consumer.subscribe([settings.topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
@@ -104,7 +123,7 @@ class ConfluentSource:
     def poll(self, timeout_ms: int) -> list[Record]:
         """The next records; joins the group and takes part in its rebalances on the way.
 
-        :raises OffsetsLostError: retention deleted the offset to go on at, or the topic ends before it.
+        :raises OffsetsLostError: the offset to go on at is gone and not to be skipped, or the topic ends before it.
         :raises BrokerError: the broker refuses this user, or does not tell where an assigned partition begins.
         """
         if self._failure is not None:
@@ -184,6 +203,10 @@ class ConfluentSource:
             if (end := self._end(partition)) is not None
         }
 
+    def condition(self) -> Condition:
+        """Connected while any broker is, as of the client's last report (``REPORT_MS``)."""
+        return Condition(self._connected, dict(self._standing.skipped))
+
     def caught_up(self) -> bool:
         """A fetch behind the last record of every assigned partition found nothing more, for now.
 
@@ -236,6 +259,8 @@ class ConfluentSource:
             "fetch.queue.backoff.ms": 1,
             "error_cb": self._on_error,
             "on_commit": self._on_commit,
+            "statistics.interval.ms": REPORT_MS,
+            "stats_cb": self._on_report,
             **confluent_options(settings),
         }
 
@@ -269,6 +294,21 @@ class ConfluentSource:
                 logger.warning("waiting for topic %s at %s", topic, servers)
                 told_seconds = now_seconds
             time.sleep(0.2)
+
+    def _offsets_at(self, time_ms: int, partitions: Iterable[int]) -> Offsets:
+        topic = self._settings.topic
+        # The ends first: what comes in between is read.
+        ends = {partition: self._range(partition)[1] for partition in partitions}
+        asked = [TopicPartition(topic, partition, time_ms) for partition in ends]
+        try:
+            found = self._consumer.offsets_for_times(asked, timeout=RESOLVE_MS / 1000)
+        except KafkaException as error:
+            raise unknown_times(self._settings, error.args[0].str()) from error
+        if wrong := [place for place in found if place.error is not None]:
+            raise unknown_times(self._settings, f"{self._show(wrong[0].partition)}: {wrong[0].error}")
+        return {
+            (topic, place.partition): place.offset if place.offset >= 0 else ends[place.partition] for place in found
+        }
 
     def _on_assign(self, _: Consumer, assigned: list[TopicPartition]) -> None:
         """Runs within ``poll``."""
@@ -331,7 +371,7 @@ class ConfluentSource:
                     self._found_end[partition] = self._reached[partition]
                     self._check_sought()
             elif code in _LOST:
-                self._failure = self._lost(error.str())
+                self._miss(error.str())
             elif code in _FORBIDDEN or error.fatal():
                 self._failure = BrokerError(f"{self._settings.bootstrap_servers} does not let us read: {error.str()}")
             else:
@@ -339,23 +379,34 @@ class ConfluentSource:
 
     def _check_sought(self) -> None:
         """Tansu answers a fetch beyond the end with nothing, for ever; the end that it tells shows it."""
-        for partition, offset in self._sought.items():
-            end = self._end(partition)
-            if end is not None and end < offset:
-                self._failure = self._lost("")
+        doubtful = [p for p, offset in self._sought.items() if (end := self._end(p)) is not None and end < offset]
+        if doubtful:
+            self._miss("")
+        for partition in doubtful:
+            self._sought.pop(partition, None)
 
-    def _lost(self, why: str) -> OffsetsLostError:
+    def _miss(self, why: str) -> None:
         found = []
         for partition in sorted(self._reached):
             begin, end = self._range(partition)
             found.append((partition, begin, max(end, self._end(partition) or 0)))
-        return self._standing.lost(found, why)
+        try:
+            moved = self._standing.miss(found, why)
+        except OffsetsLostError as lost:
+            self._failure = lost
+        else:
+            if moved:
+                self._assign(list(self._reached))
 
     def _on_error(self, error: KafkaError) -> None:
         """What concerns a broker; librdkafka's own log lines tell it too."""
         self._said = error.str()
         if error.code() == KafkaError._AUTHENTICATION:
             self._failure = refused(self._settings, error.str())
+
+    def _on_report(self, report: str) -> None:
+        brokers = msgspec.json.decode(report, type=_Report).brokers
+        self._connected = any(broker.state == "UP" for broker in brokers.values())
 
     def _on_commit(self, error: KafkaError | None, offsets: object) -> None:
         if error is not None and not self._commit_failed:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, Self, cast, get_args
 
 from contracts.records import Offsets, Partition, Record
+from streamer.sources._base import Condition
 from streamer.sources._rows import CHUNK_BYTES, delimited_rows, json_lines, parquet_rows
 
 Format = Literal["jsonl", "csv", "tsv", "parquet"]
@@ -138,6 +139,10 @@ class FileSource:
         if self._raw is None or not self._n_bytes or self._raw.closed:
             return 0.0
         return min(self._raw.tell() / self._n_bytes, 1.0)
+
+    def condition(self) -> Condition:
+        """Nothing to lose."""
+        return Condition()
 
     def close(self) -> None:
         """Close the file."""

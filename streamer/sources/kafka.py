@@ -13,6 +13,7 @@ from contracts.records import Offsets, Partition, Record
 from contracts.settings import KafkaSettings
 from streamer.connection import LOG_EVERY_SECONDS, BrokerError, StopAskedError, connect, never
 from streamer.security import kafka_python_options
+from streamer.sources._base import Condition
 from streamer.sources._standing import (
     CONNECT_MS,
     FETCH_BYTES,
@@ -24,6 +25,7 @@ from streamer.sources._standing import (
     Standing,
     heartbeat_interval_ms,
     show,
+    unknown_times,
 )
 
 __all__ = ["KafkaSource", "OffsetsLostError"]
@@ -46,6 +48,8 @@ class KafkaSource:
     One source belongs to one thread.
 
     :param resume: offsets of a snapshot; None: there is none. An empty one is a snapshot that read nothing.
+    :param start_ms: without a snapshot, start each partition at its first record of this time or later, as the records'
+        times in Kafka say; at its end, where there is none.
     :param until_end: end once everything that is there was read (:meth:`caught_up`), instead of waiting for more.
     :param connect_timeout_ms: how long to wait for a broker and for the topic.
     :param stop: gives up that wait.
@@ -59,6 +63,7 @@ class KafkaSource:
         settings: KafkaSettings,
         resume: Offsets | None = None,
         *,
+        start_ms: int | None = None,
         until_end: bool = False,
         connect_timeout_ms: int = CONNECT_MS,
         stop: Callable[[], bool] = never,
@@ -74,7 +79,10 @@ class KafkaSource:
         self._commit_failed = False
         self._consumer: Any = connect(self._make_consumer, settings, connect_timeout_ms, stop)
         try:
-            self._standing = Standing(settings, self._wait_for_topic(connect_timeout_ms, stop))
+            partitions = self._wait_for_topic(connect_timeout_ms, stop)
+            self._standing = Standing(settings, partitions)
+            if resume is None and start_ms is not None:
+                resume = self._offsets_at(start_ms, partitions)
             if resume is not None:
                 self.seek(resume)
             self._consumer.subscribe([settings.topic], listener=_Listener(self))
@@ -90,12 +98,13 @@ class KafkaSource:
     def poll(self, timeout_ms: int) -> list[Record]:
         """The next records; joins the group and takes part in its rebalances on the way.
 
-        :raises OffsetsLostError: retention deleted the offset to go on at, or the topic ends before it.
+        :raises OffsetsLostError: the offset to go on at is gone and not to be skipped, or the topic ends before it.
         """
         try:
             batches = self._consumer.poll(timeout_ms=timeout_ms)
         except (OffsetOutOfRangeError, LogTruncationError) as error:
-            raise self._lost(error) from error
+            self._miss(str(error))
+            batches = {}
         polled: list[Record] = []
         for place, batch in batches.items():
             topic, partition = place
@@ -151,6 +160,11 @@ class KafkaSource:
             for place, position, highwater in self._places()
             if highwater is not None and position is not None
         }
+
+    def condition(self) -> Condition:
+        """Connected while the client has a connection to any broker."""
+        n_connections = self._consumer.metrics()["consumer-metrics"]["connection-count"]
+        return Condition(n_connections > 0, dict(self._standing.skipped))
 
     def caught_up(self) -> bool:
         """Every assigned partition is read to the end that its last fetch told: nothing more is there for now.
@@ -233,6 +247,18 @@ class KafkaSource:
                 told_seconds = now_seconds
             time.sleep(0.2)
 
+    def _offsets_at(self, time_ms: int, partitions: Iterable[int]) -> Offsets:
+        places = [TopicPartition(self._settings.topic, partition) for partition in partitions]
+        try:
+            # The ends first: what comes in between is read.
+            ends = self._consumer.end_offsets(places)
+            found = self._consumer.offsets_for_times(dict.fromkeys(places, time_ms))
+        except KafkaError as error:
+            raise unknown_times(self._settings, str(error)) from error
+        return {
+            (place.topic, place.partition): found[place].offset if found.get(place) else ends[place] for place in places
+        }
+
     def _put(self, places: Iterable[TopicPartition]) -> None:
         """Put the reader of each assigned partition to its start."""
         for place in places:
@@ -276,21 +302,24 @@ class KafkaSource:
 
     def _check_sought(self) -> None:
         """Tansu answers a fetch beyond the end with nothing, for ever; its high-water mark shows it."""
-        for place in sorted(set(self._sought) & self._consumer.assignment()):
-            highwater = self._consumer.highwater(place)
-            if highwater is not None and highwater < self._sought[place]:
-                raise self._lost(None)
+        doubtful = [
+            place
+            for place in set(self._sought) & self._consumer.assignment()
+            if (highwater := self._consumer.highwater(place)) is not None and highwater < self._sought[place]
+        ]
+        if doubtful:
+            self._miss("")
+        for place in doubtful:
+            self._sought.pop(place, None)
 
-    def _lost(self, error: KafkaError | None) -> OffsetsLostError:
+    def _miss(self, why: str) -> None:
         places = sorted(self._consumer.assignment())
         begins, ends = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
-        return self._standing.lost(
-            (
-                (place.partition, begins[place], max(ends[place], self._consumer.highwater(place) or 0))
-                for place in places
-            ),
-            str(error),
+        ranges = (
+            (place.partition, begins[place], max(ends[place], self._consumer.highwater(place) or 0)) for place in places
         )
+        moved = self._standing.miss(ranges, why)
+        self._put(TopicPartition(self._settings.topic, partition) for partition in moved)
 
     def _on_commit(self, offsets: object, response: object) -> None:
         failed = isinstance(response, Exception)

@@ -18,6 +18,7 @@ def open_topic(
     settings: KafkaSettings,
     resume: Offsets | None = None,
     *,
+    start_ms: int | None = None,
     until_end: bool = False,
     connect_timeout_ms: int = CONNECT_MS,
     stop: Callable[[], bool] = never,
@@ -38,4 +39,6 @@ def open_topic(
         from streamer.sources.confluent import ConfluentSource as Chosen
     else:
         from streamer.sources.kafka import KafkaSource as Chosen  # type: ignore[assignment]
-    return Chosen(settings, resume, until_end=until_end, connect_timeout_ms=connect_timeout_ms, stop=stop)
+    return Chosen(
+        settings, resume, start_ms=start_ms, until_end=until_end, connect_timeout_ms=connect_timeout_ms, stop=stop
+    )

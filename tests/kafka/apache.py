@@ -21,8 +21,9 @@ _PROPERTIES = """
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},BEHIND://127.0.0.1:{behind}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},BEHIND://127.0.0.1:{proxy}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BEHIND:PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs={data}
 num.partitions=1
@@ -37,6 +38,7 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=500
+log.cleaner.backoff.ms=100
 log.retention.ms=-1
 """
 
@@ -107,14 +109,18 @@ def why_not() -> str:
 class ApacheKafka:
     """One broker on random ports with a temporary folder; :meth:`restart` keeps port and records.
 
+    A second listener, at port ``behind``, tells its clients to come by port ``proxy``, where a test may listen.
+
     :param login: adds a listener on `localhost` for SSL, SASL_PLAINTEXT and SASL_SSL each: ``servers[protocol]``.
     """
 
     def __init__(self, login: Login | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="anabranch-kafka-"))
-        self._port, controller = _free_port(), _free_port()
+        self._port, controller, self.behind, self.proxy = (_free_port() for _ in range(4))
         self._properties = self._folder / "server.properties"
-        text = _PROPERTIES.format(port=self._port, controller=controller, data=self._folder / "data")
+        text = _PROPERTIES.format(
+            port=self._port, controller=controller, behind=self.behind, proxy=self.proxy, data=self._folder / "data"
+        )
         self._scram: list[str] = []
         self.servers = {"PLAINTEXT": self.bootstrap_servers}
         self.login = login
@@ -138,6 +144,10 @@ class ApacheKafka:
     def bootstrap_servers(self) -> str:
         return f"127.0.0.1:{self._port}"
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
     def start(self) -> Self:
         if not (self._folder / "data").exists():
             # Not a leading "-": it would be read as an option.
@@ -160,8 +170,12 @@ class ApacheKafka:
         return self
 
     def restart(self) -> None:
-        self._end_process()
+        self.halt()
         self.start()
+
+    def halt(self) -> None:
+        """Stop; :meth:`start` goes on with the same port and records."""
+        self._end_process()
 
     def stop(self) -> None:
         self._end_process()

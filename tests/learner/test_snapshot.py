@@ -399,10 +399,10 @@ def test_the_steps_of_a_publish_are_in_the_order_that_makes_it_safe(tmp_path):
         "sync_folder",
         "rename v00000003",
         "sync_folder",
-        f"write {LATEST}{TEMPORARY}",
+        f"write {LATEST}.2{TEMPORARY}",
         f"rename {LATEST}",
         "sync_folder",
-        "rename v00000001.tmp",
+        "rename v00000001.2.tmp",
         "remove",
     ]
 
