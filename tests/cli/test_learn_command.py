@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,41 @@ def test_a_snapshot_whose_state_this_version_does_not_know_is_refused(embedded_b
     assert (result.exit_code, type(result.exception)) == (1, SystemExit)
     assert "does not hold the state that this version goes on from" in result.stderr
     assert "snapshot.directory" in result.stderr
+
+
+def test_a_replay_from_a_time_is_refused_over_a_snapshot(tmp_path):
+    file = settings_file(tmp_path)
+    learned(file)
+    result = CliRunner().invoke(app, ["-c", str(file), "--from", "2026-11-01T00:00Z"])
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    told = result.stderr.strip().splitlines()[-1]
+    assert "--from starts a fresh model, but" in told
+    assert "has snapshot v00000001" in told
+    assert "snapshot.directory" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--from", "yesterday"], "--from is a time with its zone, such as 2026-11-01T00:00Z; found `yesterday`"),
+        (["--from", "2026-11-01T00:00"], "found `2026-11-01T00:00`"),
+        (["--from", "2026-11-01T00:00Z", "--standby"], "Leave one of them out"),
+    ],
+)
+def test_options_that_cannot_be_used_are_told_before_anything_starts(options, told, tmp_path):
+    result = CliRunner().invoke(app, ["-c", str(settings_file(tmp_path)), *options])
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert told in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_port_for_metrics_that_is_taken_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(app, ["-c", str(settings_file(tmp_path, port=port))])
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert f"127.0.0.1:{port} cannot be listened on" in result.stderr
+    assert "metrics.port" in result.stderr
 
 
 # Last, so that what it waits for has gone by.

@@ -144,6 +144,10 @@ class ApacheKafka:
     def bootstrap_servers(self) -> str:
         return f"127.0.0.1:{self._port}"
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
     def start(self) -> Self:
         if not (self._folder / "data").exists():
             # Not a leading "-": it would be read as an option.
