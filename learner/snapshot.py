@@ -212,7 +212,7 @@ class SnapshotStore:
             if name.endswith(TEMPORARY) and _ANY_VERSION.fullmatch(name):
                 log.info("Removing %s, left by a run that ended early.", name)
                 self._disk.remove(self.directory / name)
-            elif name.endswith(TEMPORARY):
+            elif name.startswith(LATEST) and name.endswith(TEMPORARY):
                 (self.directory / name).unlink(missing_ok=True)
         # Above LATEST lies what a publish did not finish or a rollback did not set aside: neither may come back.
         latest = self._named_latest()

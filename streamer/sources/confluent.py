@@ -1,12 +1,10 @@
 """The same as `kafka.py` by confluent-kafka (librdkafka), at a fifth of its cost a record (ADR 10)."""
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Self
 
-import msgspec
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from contracts.records import Offsets, Partition, Record
@@ -14,6 +12,7 @@ from contracts.settings import KafkaSettings
 from streamer.connection import LOG_EVERY_SECONDS, BrokerError, StopAskedError, absent, connect, never, refused
 from streamer.security import confluent_options
 from streamer.sources._base import Condition
+from streamer.sources._librdkafka import is_connected, librdkafka_logger
 from streamer.sources._standing import (
     CONNECT_MS,
     FETCH_BYTES,
@@ -31,7 +30,6 @@ from streamer.sources._standing import (
 __all__ = ["ConfluentSource", "OffsetsLostError"]
 
 logger = logging.getLogger(__name__)
-_librdkafka = logging.getLogger(f"{__name__}.librdkafka")
 
 # librdkafka reads ahead in its own threads, in units of fetches: up to so much waits here, and a fetch beyond.
 READ_AHEAD_KILOBYTES = 32 << 10
@@ -40,34 +38,6 @@ AT_ONCE = 500  # more messages at a time fall out of the processor's cache befor
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION}
 _FORBIDDEN = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}
 _new_record = tuple.__new__
-
-
-class _Broker(msgspec.Struct):
-    state: str
-
-
-class _Report(msgspec.Struct):
-    """What is read of librdkafka's statistics."""
-
-    brokers: dict[str, _Broker]
-
-
-class _Rarely:
-    """Lets a line pass once in five seconds: librdkafka repeats itself ten times a second while a broker is away."""
-
-    def __init__(self) -> None:
-        self._passed_seconds: dict[str, float] = {}
-
-    def __call__(self, record: logging.LogRecord) -> bool:
-        line = re.sub(r"\d+", "", record.getMessage())
-        last_seconds = self._passed_seconds.get(line)
-        if last_seconds is not None and record.created - last_seconds < LOG_EVERY_SECONDS:
-            return False
-        self._passed_seconds[line] = record.created
-        return True
-
-
-_librdkafka.addFilter(_Rarely())
 
 
 class ConfluentSource:
@@ -101,7 +71,7 @@ class ConfluentSource:
         self._said = ""
         self._commit_failed = False
         self._consumer = connect(
-            lambda _: Consumer(self._options(), logger=_librdkafka), settings, connect_timeout_ms, stop
+            lambda _: Consumer(self._options(), logger=librdkafka_logger), settings, connect_timeout_ms, stop
         )
         try:
             partitions = self._wait_for_topic(connect_timeout_ms, stop)
@@ -405,8 +375,7 @@ class ConfluentSource:
             self._failure = refused(self._settings, error.str())
 
     def _on_report(self, report: str) -> None:
-        brokers = msgspec.json.decode(report, type=_Report).brokers
-        self._connected = any(broker.state == "UP" for broker in brokers.values())
+        self._connected = is_connected(report)
 
     def _on_commit(self, error: KafkaError | None, offsets: object) -> None:
         if error is not None and not self._commit_failed:

@@ -79,6 +79,8 @@ class KafkaSource:
         self._commit_failed = False
         self._consumer: Any = connect(self._make_consumer, settings, connect_timeout_ms, stop)
         try:
+            metrics = self._consumer.metrics(raw=True)
+            self._n_connections = next(metrics[name] for name in metrics if name.name == "connection-count")
             partitions = self._wait_for_topic(connect_timeout_ms, stop)
             self._standing = Standing(settings, partitions)
             if resume is None and start_ms is not None:
@@ -163,8 +165,7 @@ class KafkaSource:
 
     def condition(self) -> Condition:
         """Connected while the client has a connection to any broker."""
-        n_connections = self._consumer.metrics()["consumer-metrics"]["connection-count"]
-        return Condition(n_connections > 0, dict(self._standing.skipped))
+        return Condition(self._n_connections.value() > 0, dict(self._standing.skipped))
 
     def caught_up(self) -> bool:
         """Every assigned partition is read to the end that its last fetch told: nothing more is there for now.
