@@ -18,12 +18,13 @@ _FIELDS_TOLD = 10
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text; ``texts`` are the columns that are words, not numbers."""
+    """Cells are text; columns ``texts`` are words, not numbers."""
 
     columns: list[str]
     rows: list[list[str]]
     texts: tuple[int, ...] = (0,)
-    title: str = ""
+    folded: str = ""
+    """What to click on to see it; empty: it is seen."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _data(found: Findings) -> Section:
     return Section(
         "data",
         "Data",
-        f"Read in `{found.settings.mode}` mode. A task's labels are those that became known; sampled items count among "
+        f"Read in {found.settings.mode} mode. A task's labels are those that became known; sampled items count among "
         "its negatives.",
         tables=[
             Table(["task", "event", "window", "labels", "positive", "share"], tasks, (0, 1)),
@@ -88,17 +89,19 @@ def _data(found: Findings) -> Section:
 
 
 def _quality(found: Findings) -> Section:
-    rows = []
+    rows: list[list[str]] = []
     for task, told in found.report["tasks"].items():
         parts = {"all": told["all"], "last half": told["last_half"]}
         if told.get("oracle"):
             parts["oracle, last half"] = told["oracle"]["last_half"]
-        rows += [[task, part, *(_number(metrics.get(name)) for name in _METRICS)] for part, metrics in parts.items()]
+        for part, metrics in parts.items():
+            rows.append([task if part == "all" else "", part, *(_number(metrics.get(name)) for name in _METRICS)])
     return Section(
         "quality",
         "Quality over time",
         "Each stretch of the stream by the scores it had before it was learned. Normalised entropy below 1 beats a "
-        "constant that knows the stretch's base rate; an AUC of 0.5 is chance.",
+        "constant that knows the stretch's base rate; an AUC of 0.5 is chance. Examples whose window was open when the "
+        "log ended come last, with the labels they had by then.",
         [plots.curves(found.curves, "ne"), plots.curves(found.curves, "auc")],
         [Table(["task", "part", *_METRICS.values()], rows, (0, 1))],
     )
@@ -124,10 +127,12 @@ def _comparison(found: Findings) -> Section:
     notes: dict[str, None] = {}
     for variant, tasks in compare.items():
         for task, told in tasks.items():
+            first = task == next(iter(tasks))
             for part in ("all", "last_half"):
                 one = told["difference"][part]
                 cells = [cell for name in ("ne", "auc") for cell in difference_cells(one[name])]
-                rows.append([variant, task, part.replace("_", " "), *cells, verdict(one["ne"])])
+                names = [variant if first else "", task] if part == "all" else ["", ""]
+                rows.append([*names, part.replace("_", " "), *cells, verdict(one["ne"])])
                 if "note" in one:
                     notes[f"{task}, {part.replace('_', ' ')}: {one['note']}."] = None
     text = (
@@ -177,7 +182,7 @@ def _importances(found: Findings) -> Section:
         f"shuffled among them ({counts or 'none'}), ± two standard errors. Fields that say the same cover for each "
         "other." + _too_few([task for task in tasks if task not in told]),
         [plots.importances(ones, task, tasks.index(task)) for task, ones in told.items()],
-        [Table(["task", "field", "NE lost", "±"], rows, (0, 1))] if rows else [],
+        [Table(["task", "field", "NE lost", "±"], rows, (0, 1), folded="As a table")] if rows else [],
     )
 
 

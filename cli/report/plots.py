@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from cli.report.findings import Delays, Gates
 from learner.inspection import Importance
@@ -51,11 +51,17 @@ def curves(by_task: Mapping[str, Sequence[CurvePoint]], metric: str) -> Markup:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
+        seen: list[float] = []
         axes.axhline(neutral, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
         for colour, (task, points) in _coloured(by_task):
-            told = [(point.examples, value) for point in points if (value := getattr(point, metric)) is not None]
-            if told:
-                axes.plot(*zip(*told, strict=True), color=colour, label=task)
+            values = [np.nan if (value := getattr(point, metric)) is None else value for point in points]
+            if not np.isnan(values).all():
+                examples = [point.examples for point in points]
+                axes.plot(examples, values, color=colour, label=task, marker="o", markersize=2.2)
+                seen += values
+        if metric == "ne" and seen:
+            # A first stretch that knows nothing yet must not flatten all the others.
+            axes.set_ylim(top=min(np.nanmax(seen) * 1.03, max(np.nanquantile(seen, 0.9) * 1.1, 1.2)))
         axes.set_title(name)
         axes.set_xlabel("labels of the task so far")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -79,8 +85,9 @@ def reliability(points: Sequence[Mapping[str, Any]], task: str, colour: int) -> 
         axes.errorbar(predicted, observed, spread, color=_colour(colour), marker="o", markersize=4, elinewidth=0.9)
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="predicted", ylabel="observed", title=task)
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_minor_locator(NullLocator())
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
 
     return _svg(f"Calibration of {task}", (3.2, 3.0), draw)
 
@@ -103,7 +110,7 @@ def differences(compare: Mapping[str, Mapping[str, Any]], task: str, part: str) 
         axes.set_yticks(range(len(compare)), list(compare))
         axes.set_ylim(len(compare) - 0.5, -0.5)
         axes.set_title(task)
-        axes.set_xlabel("← better     ΔNE     worse →")
+        axes.set_xlabel("← better\u2003ΔNE\u2003worse →")
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
     return _svg(f"Difference of each variant for {task}", (5.2, 0.9 + 0.36 * len(compare)), draw)
@@ -167,7 +174,7 @@ def delays(by_task: Mapping[str, Delays], tasks: Sequence[str]) -> Markup:
         axes.set_xlim(lowest / 1.5, highest * 1.5)
         axes.set_xticks([tick for tick in _TICKS_MS if lowest / 1.5 <= tick <= highest * 1.5])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
         axes.legend()
 
@@ -201,5 +208,6 @@ def _svg(title: str, size: tuple[float, float], draw: Callable[[Figure], None]) 
     text = written.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], count=1, flags=re.DOTALL)
     text = text.replace(_INK, "currentColor")
-    label = f'role="img" aria-label="{escape(title)}" style="max-width: {size[0] / 5.2 * 34:.0f}rem"'
+    rem = 5 * size[0]  # an inch is five letters' width or more: text stays near the page's own size
+    label = f'role="img" aria-label="{escape(title)}" style="flex-basis: {rem:.0f}rem; max-width: {1.35 * rem:.0f}rem"'
     return Markup(text.replace("<svg", f"<svg {label}", 1))  # noqa: S704 - matplotlib escapes the text that it draws
