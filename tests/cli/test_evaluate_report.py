@@ -164,7 +164,10 @@ def test_what_the_page_needs_is_looked_at_before_the_run(log, tmp_path, monkeypa
 def chromium(tmp_path, file, *options):
     """Run the browser over a file, with a profile of its own and every host unknown."""
     if CHROMIUM is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the path: apt-get install chromium")
+        missing = "no chromium, chromium-browser or google-chrome on the path: apt-get install chromium"
+        if os.environ.get("ANABRANCH_REQUIRE_BROWSER") == "1":
+            pytest.fail(f"ANABRANCH_REQUIRE_BROWSER=1, but {missing}")
+        pytest.skip(missing)
     fixed = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
     offline = ("--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}")
     done = subprocess.run(
