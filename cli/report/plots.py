@@ -40,6 +40,8 @@ _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
 }
 _MOST_FIELDS = 14
+_WIDE = 50
+"""More than so many times the lower end: a logarithmic axis names powers of ten only."""
 _UNITS_MS = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"), (1, "ms")]
 _TICKS_MS = [1, 10, 100, *(s * 1_000 for s in (1, 10)), *(m * 60_000 for m in (1, 10)), 3_600_000, 6 * 3_600_000]
 _TICKS_MS += [d * 86_400_000 for d in (1, 7, 30, 365)]
@@ -85,7 +87,7 @@ def reliability(points: Sequence[Mapping[str, Any]], task: str, colour: int) -> 
         axes.errorbar(predicted, observed, spread, color=_colour(colour), marker="o", markersize=4, elinewidth=0.9)
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="predicted", ylabel="observed", title=task)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ends[1] < _WIDE * ends[0] else (1,)))
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
