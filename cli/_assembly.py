@@ -13,6 +13,7 @@ from contracts.batch import Batch
 from contracts.settings import Settings
 from features.schema import FeatureSchema
 from learner.comparison import Comparison
+from learner.inspection import LastRows
 from learner.loop import INGEST, LEARNER, LearnerLoop, OtherSettingsError, check_snapshot
 from learner.metrics import LearnerMetrics
 from learner.snapshot import Snapshot, SnapshotStore
@@ -32,6 +33,8 @@ class Assembly:
     trainer: Trainer
     loop: LearnerLoop
     comparison: Comparison | None = None
+    last_rows: LastRows | None = None
+    """What a report looks at afterwards."""
 
     def run(self, progress: Callable[[Batch], None] = lambda _: None) -> None:
         """Learn until the source ends or a stop is asked for."""
@@ -41,11 +44,13 @@ class Assembly:
         gc.freeze()
         try:
             with closing(self.feed.stream()) as stream:
-                self.loop.run(stream, partial(self._compare, progress))
+                self.loop.run(stream, partial(self._learned, progress))
         finally:
             gc.unfreeze()
 
-    def _compare(self, progress: Callable[[Batch], None], batch: Batch) -> None:
+    def _learned(self, progress: Callable[[Batch], None], batch: Batch) -> None:
+        if self.last_rows is not None:
+            self.last_rows.take(batch)
         if self.comparison is not None:
             self.comparison.step(batch)
         progress(batch)
@@ -55,6 +60,8 @@ class Assembly:
         rest = self.feed.close_open_windows()
         self.trainer.measure(rest)
         self.trainer.quality.finish()
+        if self.last_rows is not None:
+            self.last_rows.finish(rest)
         if self.comparison is not None:
             self.comparison.finish(rest)
 

@@ -53,6 +53,10 @@ def command(
     json: Annotated[
         str | None, typer.Option("--json", help="Write the report as one JSON object to a file; `-`: standard output.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write one self-contained HTML page: plots and tables."),
+    ] = None,
     format: Annotated[  # noqa: A002 - the option's name
         str | None, typer.Option(help="jsonl, csv, tsv or parquet, where the suffix does not say.")
     ] = None,
@@ -74,19 +78,33 @@ def command(
     overrides: dict[str, Any] = {key: value for key, value in (("mode", mode), ("seed", seed)) if value is not None} | (
         {"model": {"name": model}} if model else {}
     )
+    if report is not None:
+        _check_can_draw(report)
     try:
         settings, how = settings_and_mapping(config, mapping, overrides)
         settings = _with_tasks(settings, task or [], window or [])
         # Standard input belongs to this process. Any other process imports while this one looks and imports, too.
         with start_feed(1 if str(input) == STDIN else settings.processes) as feed:
             settings = look(settings, how, input, format, ranking)
-            report = _evaluate(settings, how, input, format, feed, variants(settings, compare or []))
+            told = _evaluate(settings, how, input, format, feed, variants(settings, compare or []), report)
     except (SettingsError, FileSourceError, IngestProcessError, ValueError) as error:
         fail(error)
 
     from cli._report import write_report
 
-    write_report(report, json)
+    write_report(told, json)
+
+
+def _check_can_draw(page: Path) -> None:
+    """Before a long run, not behind it."""
+    from importlib.util import find_spec
+
+    from cli._inputs import fail
+
+    if missing := [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]:
+        fail(f"--report draws with {' and '.join(missing)}, not installed here: pip install 'anabranch[report]'.")
+    if not page.parent.is_dir():
+        fail(f"--report {page}: there is no folder {page.parent}. Make it, or name another.")
 
 
 def _with_tasks(settings: "Settings", types: list[str], windows: list[str]) -> "Settings":
@@ -167,6 +185,7 @@ def _evaluate(
     format_: str | None,
     feed: "Feed",
     compared: "dict[str, Settings]",
+    page: Path | None,
 ) -> dict[str, Any]:
     import time
     from functools import partial
@@ -177,12 +196,15 @@ def _evaluate(
     from cli._ingest import log_inputs
     from cli._progress import Share
     from contracts.batch import Batch
+    from learner.inspection import LastRows
     from learner.metrics import LearnerMetrics
 
     registry = CollectorRegistry()
     feed.open(settings, partial(log_inputs, settings, how, path, format_), registry, lambda: False)
     metrics = LearnerMetrics(registry, settings.evaluation.detector)
     assembly = assemble_behind(settings, feed, metrics, variants=compared)
+    if page is not None:
+        assembly.last_rows = LastRows(assembly.trainer, seed=settings.seed)
     started = time.perf_counter()
     with Share("evaluated") as share:
 
@@ -192,6 +214,11 @@ def _evaluate(
         assembly.run(progress)
     assembly.close_open_windows()
     report = assembly.report(time.perf_counter() - started, settings.model.name)
+    if page is not None and assembly.last_rows is not None:
+        from cli.report.findings import find
+        from cli.report.page import render
+
+        page.write_text(render(find(path.name, settings, assembly, assembly.last_rows, report)), encoding="utf-8")
     for reason, count, row, detail in feed.rejected():
         sys.stderr.write(f"rejected {count:,} × {reason}, first at row {row}: {detail}\n")
     return report

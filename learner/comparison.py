@@ -20,7 +20,8 @@ from learner.trainer import Trainer
 
 N_RESAMPLES = 2000
 LEAST_BLOCKS = 16
-"""Fewer say too little about how blocks differ."""
+LEAST_POSITIVES = 25
+"""Fewer blocks, or positives, say too little about how blocks differ."""
 _CONFIDENCE = 0.95
 _CHUNK = 250
 
@@ -111,11 +112,13 @@ def differences(
     note = None
     if n_blocks < LEAST_BLOCKS:
         note = f"too few time blocks for an interval: {n_blocks}, needed {LEAST_BLOCKS}"
+    elif (n_positives := sum(int(block.counts[1]) for block in base)) < LEAST_POSITIVES:
+        note = f"too few positives for an interval: {n_positives}, needed {LEAST_POSITIVES}"
     else:
         weights = resample(n_blocks, n_resamples, np.random.default_rng(seed))
         drawn = _metrics(weights, other) - _metrics(weights, base)  # [2, R]
         if np.isnan(drawn).any():
-            note = "too few positives for an interval: some resamples have one class only"
+            note = "no interval: positives lie in so few blocks that some resamples have none"
         else:
             tail = (1 - _CONFIDENCE) / 2
             bounds = np.quantile(drawn, [tail, 1 - tail], axis=1).T.tolist()

@@ -90,10 +90,10 @@ def test_too_few_blocks_or_positives_are_told_instead_of_an_interval():
     assert (found["ne"]["low"], found["ne"]["high"]) == (None, None)
     assert f"{LEAST_BLOCKS - 1}, needed {LEAST_BLOCKS}" in found["note"]
     truth, noisy, labels = scored()
-    labels[1:] = False
-    labels[0] = True
-    found = differences(blocks_of(noisy, labels), blocks_of(truth, labels), seed=0)
-    assert (found["auc"]["low"], "too few positives" in found["note"]) == (None, True)
+    for n_positives, told in ((24, "24, needed 25"), (40, "so few blocks")):
+        labels = np.arange(len(truth)) < n_positives
+        found = differences(blocks_of(noisy, labels), blocks_of(truth, labels), seed=0)
+        assert (found["auc"]["low"], told in found["note"]) == (None, True), found
     nothing = differences([], [], seed=0)
     assert (nothing["ne"]["value"], nothing["blocks"]) == (None, 0)
 
