@@ -82,6 +82,7 @@ def random_batches(settings: Settings, n_batches: int, n_rows: int, n_ids: int =
                 matured_labels=np.zeros((0, n_tasks), np.float32),
                 matured_known=np.zeros((0, n_tasks), np.bool_),
                 matured_learn=np.zeros((0, n_tasks), np.bool_),
+                matured_late=np.zeros((0, n_tasks), np.bool_),
                 ranking=None,
                 new_item_events=np.zeros(n_tasks, np.int64),
                 n_events=n_rows,

@@ -81,6 +81,7 @@ class Batch:
     :param matured_labels: shape ``[M, T]``.
     :param matured_known: shape ``[M, T]``: the tasks whose windows closed, to be measured.
     :param matured_learn: shape ``[M, T]``: labels to learn from now.
+    :param matured_late: shape ``[M, T]``: those of them whose example was learned as a negative: one positive more.
     :param ranking: groups to rank, when evaluation asks for them.
     :param new_item_events: shape ``[T]``: events of never seen items, neither ranked nor trained on as positives.
     :param n_events: events that went into the batch.
@@ -101,6 +102,7 @@ class Batch:
     matured_labels: Float32s
     matured_known: Bools
     matured_learn: Bools
+    matured_late: Bools
     ranking: RankingRows | None
     new_item_events: Int64s
     n_events: int

@@ -51,9 +51,13 @@ class Task(_Section):
     """Event type that makes the label 1; the task's name where empty."""
     window_ms: DurationMs = Field(default=24 * HOUR, alias="window")
     """Attribution window on event time: a later event does not count."""
-    delay: Literal["fnc_in_loss", "wait"] = "fnc_in_loss"
+    delay: Literal["fnc_in_loss", "delay_head", "wait"] = "fnc_in_loss"
     """How a label that comes late is learned. ``fnc_in_loss``: every exposure at once as a negative, its outcome as one
-    positive more, and the loss knows (ALGORITHMS §1 A). ``wait``: once, when the window closes."""
+    positive more, and the loss knows (ALGORITHMS §1 A). ``delay_head``: every exposure after ``wait``, labelled as it
+    stands then, an outcome behind that as one positive more, and a small head learns which outcomes come so late
+    (ALGORITHMS §1 B, ADR 15). ``wait``: once, when the window closes."""
+    wait_ms: DurationMs = Field(default=5 * MINUTE, alias="wait")
+    """Of ``delay_head`` alone; shorter than the window."""
     parent: str = ""
     """The task that must come first: ``purchase`` after ``click`` is a funnel, whose probabilities are products along
     it. The exposure's own task is no stage: every example is an exposure."""
@@ -64,6 +68,15 @@ class Task(_Section):
     """Focal loss: examples that are predicted well count for less; probabilities stay calibrated."""
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """Probability from which accuracy, precision, recall and F1 call it a yes."""
+
+    @model_validator(mode="after")
+    def _waits_within_its_window(self) -> Self:
+        if self.delay == "delay_head" and not 0 < self.wait_ms < self.window_ms:
+            raise ValueError(
+                f"a task with a delay_head waits longer than 0 ms and shorter than its window; found {self.wait_ms} ms "
+                f"of {self.window_ms} ms for {self.name}. Set wait, or another delay"
+            )
+        return self
 
     @property
     def event_type(self) -> str:
@@ -425,6 +438,14 @@ class Settings(_Section):
         """Which tasks learn an exposure before its label is known (``delay = "fnc_in_loss"``)."""
         return tuple(
             self.mode == "exposure" and task.event_type != self.events.exposure and task.delay == "fnc_in_loss"
+            for task in self.tasks
+        )
+
+    @property
+    def delay_head_tasks(self) -> tuple[bool, ...]:
+        """Which tasks learn an exposure after a wait shorter than its window (``delay = "delay_head"``)."""
+        return tuple(
+            self.mode == "exposure" and task.event_type != self.events.exposure and task.delay == "delay_head"
             for task in self.tasks
         )
 

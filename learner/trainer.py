@@ -24,6 +24,7 @@ from contracts.components import load
 from contracts.settings import Settings
 from learner.balancing._base import Balancer
 from learner.balancing._cosine import task_gradient_cosines
+from learner.delay import DelayHead
 from learner.drift._base import DriftDetector
 from learner.embedding import EmbeddingTable
 from learner.evaluation import Quality
@@ -78,6 +79,7 @@ class Trainer:
         self.cosines: dict[tuple[str, str], float] = {}
         self.n_learned = np.zeros(len(layout.tasks), np.int64)
         self.n_positives = np.zeros(len(layout.tasks), np.int64)
+        self.n_late = np.zeros(len(layout.tasks), np.int64)
         self._n_steps = 0
         self._seed, self._dropout = settings.seed, train.dropout
         self._clip_norm = train.clip_norm
@@ -86,6 +88,8 @@ class Trainer:
             [task.weight for task in settings.tasks]
         )
         self._objective = Objective(settings)
+        n_embeddings = len(layout.fields) + len(layout.event_types)
+        self._delay = DelayHead(settings, n_embeddings * self.network.embedding_width + len(layout.dense))
         self._pull = Pull(self.network, train)
         self._parameters = list(self.network.parameters())
         self._weights = _flatten(self._parameters)
@@ -119,6 +123,7 @@ class Trainer:
         labels = np.concatenate([batch.labels[now], batch.matured_labels[then]])
         learn = np.concatenate([batch.learn[now], batch.matured_learn[then]])
         final = np.concatenate([batch.known[now], batch.matured_known[then]])
+        came_late = np.concatenate([np.zeros_like(batch.known[now]), batch.matured_late[then]])
         if not len(ids):
             self._take_scores(batch, raw)
             return
@@ -128,13 +133,15 @@ class Trainer:
         learned = self.readout.raw(conditional.detach()).numpy()
         raw[now] = learned[: len(now)]
         self._take_scores(batch, raw)
-        self.readout.calibrate(learned, labels, learn)
+        late = self._delay.late(embedded, dense) if self._delay.is_used else None
+        self.readout.calibrate(learned, labels, learn, None if late is None else late.numpy())
         if self._dropout:  # scored as served, without; learned with
             residual = with_dropout(self.network, embedded, dense, self._seed + self._n_steps)
             conditional = self.readout.conditional(residual)
         counts, positives = count_labels(labels, learn)
+        n_late = came_late.sum(0)
         losses = self._objective(
-            conditional, torch.from_numpy(labels), torch.from_numpy(learn), torch.from_numpy(final)
+            conditional, torch.from_numpy(labels), torch.from_numpy(learn), torch.from_numpy(final), late
         )
         self._n_steps += 1
         if self._n_steps % _COSINES_EVERY == 0:
@@ -143,7 +150,10 @@ class Trainer:
         if self._learn(total, embedded, ids, history, float(counts.max())):
             self.n_learned += counts
             self.n_positives += positives
-        self.base_rates.update(counts, positives)
+            self.n_late += n_late
+        if late is not None:
+            self._delay.learn(embedded.detach(), dense, late, learn & (labels > 0), came_late)
+        self.base_rates.update(counts, positives, n_late)
         self.table.decay(batch.watermark_ms)
 
     def _to_learn(self, batch: Batch) -> Bools:
@@ -243,6 +253,7 @@ class Trainer:
             "table": self.table.save(),
             "balancing": self._balancer.state(),
             **self.readout.save(),
+            "delay": self._delay.save(),
             "examples": self._store.save(),
             "quality": quality_arrays,
         }
@@ -253,6 +264,7 @@ class Trainer:
             "n_nonfinite": self.n_nonfinite,
             "n_learned": self.n_learned.tolist(),
             "n_positives": self.n_positives.tolist(),
+            "n_late": self.n_late.tolist(),
         }
         return groups, state
 
@@ -271,12 +283,14 @@ class Trainer:
         self.table.load(groups["table"])
         self._balancer.restore(groups["balancing"])
         self.readout.load(groups)
+        self._delay.load(groups["delay"])
         self._store.load(groups["examples"])
         self.quality.restore(state["quality"], groups["quality"])
         for detector, saved in zip(self.detectors, state["detectors"], strict=True):
             detector.restore(saved)
         self._n_steps, self.n_nonfinite = state["n_steps"], state["n_nonfinite"]
         self.n_learned, self.n_positives = np.array(state["n_learned"]), np.array(state["n_positives"])
+        self.n_late = np.array(state["n_late"])
 
 
 def _slice(rows: Rows, start: int, end: int) -> Rows:

@@ -74,7 +74,8 @@ def _batch(layout: Layout, n: int, rng: np.random.Generator, index: int = 0, **c
         "first_event_ms": START_MS + index * 1000,
     }
     made |= columns
-    made = {"learn": made["known"], "matured_learn": made["matured_known"], **made}
+    no_late = np.zeros_like(made["matured_known"])
+    made = {"learn": made["known"], "matured_learn": made["matured_known"], "matured_late": no_late, **made}
     return Batch(**made)
 
 
@@ -123,6 +124,7 @@ def _stream(settings: Settings, n_batches: int, n: int = 48, seed: int = 0) -> l
                 matured_labels=matured_labels,
                 matured_known=matured_known,
                 learn=known | ((slot >= 0)[:, None] & immediate),
+                matured_late=matured_known & immediate & (matured_labels > 0),
                 matured_learn=matured_known & (~immediate | (matured_labels > 0)),
                 ranking=ranking,
                 new_item_events=np.array([1] + [0] * (n_tasks - 1), np.int64),
