@@ -19,6 +19,7 @@ class Layout:
 
     :param tasks: task names, in the order of the label columns.
     :param fields: id fields, in the order of ``ids``; the first two are ``user_id`` and ``item_id``.
+    :param slots: columns of ``ids`` that each field takes; more than one for a field of several values.
     :param dense: names of the dense columns.
     :param event_types: event types in the order of ``history``'s second axis.
     :param history_length: items kept per user and event type.
@@ -26,16 +27,22 @@ class Layout:
 
     tasks: tuple[str, ...]
     fields: tuple[str, ...]
+    slots: tuple[int, ...]
     dense: tuple[str, ...]
     event_types: tuple[str, ...]
     history_length: int
+
+    @property
+    def n_ids(self) -> int:
+        """Columns of ``ids``."""
+        return sum(self.slots)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Encoded features of N examples.
 
-    :param ids: shape ``[N, F]``, 64-bit hashes, the field's name hashed in.
+    :param ids: shape ``[N, C]``, 64-bit hashes, the field's name hashed in; -1: a slot of its field that holds nothing.
     :param history: shape ``[N, Y, H]``, item ids of the user's recent events by type, newest first; 0: none.
     :param dense: shape ``[N, D]``, behaviour and numeric features, roughly of unit scale.
     :param log_q: shape ``[N]``, log of (probability that a negative sample is this item × number of items known).

@@ -88,7 +88,25 @@ class FieldSpec(_Section):
     """One attribute that the model sees. ``source`` is ``item.…``, ``user.…`` or ``context.…``."""
 
     source: str = Field(pattern=r"^(item|user|context)\.[^.]+$")
-    kind: Literal["categorical", "numeric"] = "categorical"
+    kind: Literal["categorical", "numeric", "multi", "text"] = "categorical"
+    """``multi``: several labels, a list or text with ``separator``. ``text``: its words. The model sees their mean."""
+    slots: int = Field(default=0, ge=0, le=32)
+    """Of ``multi`` and ``text``: the first so many distinct labels or words count; 0: 4 labels, 8 words."""
+    separator: str = Field(default="|", min_length=1)
+    """Of ``multi``, where its value is text."""
+
+    @property
+    def n_ids(self) -> int:
+        """Ids that it takes in an example."""
+        return self.slots or {"multi": 4, "text": 8}.get(self.kind, 1)
+
+    @model_validator(mode="after")
+    def _slots_for_several(self) -> Self:
+        if self.slots and self.kind not in ("multi", "text"):
+            raise ValueError(
+                f"slots go with kind multi or text; found kind {self.kind} for {self.source}: leave them out"
+            )
+        return self
 
     @property
     def name(self) -> str:

@@ -63,7 +63,7 @@ class Trainer:
         self.table = EmbeddingTable(
             settings.embedding,
             self.network.embedding_width,
-            len(layout.fields),
+            layout.slots,
             len(layout.event_types),
             settings.seed,
         )

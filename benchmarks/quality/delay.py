@@ -39,12 +39,13 @@ _WAIT = "8m"
 """About the median of the shop's delays from exposure to purchase."""
 
 
-def settings_of(delay: str) -> Settings:
+def settings_of(delay: str, *, calibration: bool = False) -> Settings:
     """One task, so that nothing but its delay differs."""
     return Settings.model_validate(
         {
             "tasks": [{"name": _TASK, "window": "2h", "delay": delay, "wait": _WAIT}],
             "events": {"ignore": ["click"]},
+            "train": {"calibration": calibration},
             "fields": [{"source": "item.category"}, {"source": "user.country"}, {"source": "context.device"}],
         }
     )
@@ -110,8 +111,10 @@ def ways(path: Path) -> Iterator[tuple[str, Settings, list[Batch], Batch]]:
     yield "late positives dropped", wait.settings, early, head.last
     yield "late positives learned, loss unaware", wait.settings, head.batches, head.last
     yield "wait (the whole window)", wait.settings, wait.batches, wait.last
-    yield "fnc_in_loss", at_once.settings, at_once.batches, at_once.last
-    yield f"delay_head, wait {_WAIT}", head.settings, head.batches, head.last
+    for name, stream in (("fnc_in_loss", at_once), (f"delay_head, wait {_WAIT}", head)):
+        yield name, stream.settings, stream.batches, stream.last
+        calibrated = settings_of(stream.settings.tasks[0].delay, calibration=True)
+        yield f"{name}, calibrated online", calibrated, stream.batches, stream.last
 
 
 def measured(settings: Settings, batches: list[Batch], last: Batch) -> tuple[float, float]:
@@ -133,7 +136,7 @@ def late_share(batches: list[Batch]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Ways to learn late labels, on the simulated shop.")
-    parser.add_argument("--events", type=int, default=150_000, help="%(default)s")
+    parser.add_argument("--events", type=int, default=100_000, help="%(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="%(default)s")
     options = parser.parse_args()
     torch.set_num_threads(1)

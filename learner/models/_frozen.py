@@ -26,7 +26,7 @@ class FrozenModel:
         self._table = EmbeddingTable(
             settings.embedding,
             self._network.embedding_width,
-            len(layout.fields),
+            layout.slots,
             len(layout.event_types),
             settings.seed,
         )

@@ -45,7 +45,7 @@ def _layout(settings: Settings) -> Layout:
 
 
 def _rows(layout: Layout, n: int, rng: np.random.Generator) -> Rows:
-    ids = rng.integers(1, N_ITEMS, (n, len(layout.fields))) + 1000 * np.arange(1, len(layout.fields) + 1)
+    ids = rng.integers(1, N_ITEMS, (n, layout.n_ids)) + 1000 * np.arange(1, layout.n_ids + 1)
     history = rng.integers(1, N_ITEMS, (n, len(layout.event_types), layout.history_length)) + 2000
     history[rng.random(history.shape) < 0.4] = 0
     dense = rng.normal(size=(n, len(layout.dense))).astype(np.float32)
