@@ -277,6 +277,11 @@ class ModelSettings(_Section):
     experts: int = Field(default=4, ge=1, le=64)
     expert_layers: tuple[int, ...] = Field(default=(64, 32), min_length=1, max_length=4)
     tower: int = Field(default=16, ge=1)
+    history: Literal["mean", "attention"] = "mean"
+    """What the model sees of a user's recent items: their mean, or the mean weighted by likeness to the candidate."""
+    field_gates: bool = False
+    """A learned factor for each embedding field, 1 at first: what a field is worth, the more so with
+    ``train.gate_l1``."""
 
 
 class EmbeddingSettings(_Section):
@@ -309,6 +314,8 @@ class TrainSettings(_Section):
     """Weight of Σ|w|: the dense weights, and the embedding rows that a step touches."""
     l2: float = Field(default=0.0, ge=0)
     """Weight of Σw²/2, of the same."""
+    gate_l1: float = Field(default=0.0, ge=0)
+    """Weight of Σ|gate| over ``model.field_gates``: a field that does not pay for its gate loses it."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of experts that each task's gate leaves out in training; of no effect on a model without gates."""
     threads: int = Field(default=0, ge=0)

@@ -19,6 +19,7 @@ from features.compiled import compiled, compiled_loop
 from features.directory import Directory, admit, evict, is_full, load_directory, new_directory, save_directory
 from features.hashing import EMPTY
 from features.idmap import Integer, Real, find, map_bytes, mix
+from learner.attention import attend, attend_back
 
 NO_ROW = -1
 _SKETCH = 1 << 19
@@ -64,9 +65,19 @@ class EmbeddingTable:
     :param width: floats per row.
     :param slots: columns of ids that each field takes; the first rows are the fields' cold rows. History ids are item
         ids, field 1.
+    :param attention: floats of a row that attend together, where histories are pooled by attention to the example's
+        item (Zhou et al. 2018, DIN; as scaled dot products, Vaswani et al. 2017); 0: by their mean.
     """
 
-    def __init__(self, settings: EmbeddingSettings, width: int, slots: Sequence[int], n_types: int, seed: int) -> None:
+    def __init__(
+        self,
+        settings: EmbeddingSettings,
+        width: int,
+        slots: Sequence[int],
+        n_types: int,
+        seed: int,
+        attention: int = 0,
+    ) -> None:
         self.width = width
         self.capacity = capacity_for(settings.max_mib, width)
         self._settings = settings
@@ -74,6 +85,7 @@ class EmbeddingTable:
         self._ends = np.cumsum(slots)  # [F]
         self._field = np.repeat(np.arange(n_fields), slots)  # [C]
         self._n_types = n_types
+        self._attention = attention
         self._directory = new_directory(self.capacity - n_fields, 0, 0)
         self._weights = np.zeros((self.capacity, width), np.float32)
         self._accumulators = np.full(self.capacity, settings.initial_accumulator, np.float32)
@@ -135,12 +147,12 @@ class EmbeddingTable:
         return ids, history
 
     def embed(self, ids: Int64s, history: Int64s) -> torch.Tensor:
-        """Concatenated rows of the fields, of several values their mean; then the mean over each type's history.
+        """Concatenated rows of the fields, of several values their mean; then each type's history, pooled.
 
         :returns: shape ``[N, F + Y, width]``; a type without history gives zeros.
         """
         out = np.empty((len(ids), self._n_fields + history.shape[1], self.width), np.float32)
-        _embed(self._weights, self._ends, ids, history, out)
+        _embed(self._weights, self._ends, self._attention, ids, history, out)
         return torch.from_numpy(out)
 
     def decay(self, now_ms: int) -> None:
@@ -175,6 +187,7 @@ class EmbeddingTable:
             self._scratch,
             self._summed,
             self._ends,
+            self._attention,
             ids,
             history,
             gradient.numpy(),
@@ -299,7 +312,7 @@ def _sighted(sketch: NDArray[np.uint8], key: Integer, counts: Int64s) -> Integer
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _embed(weights: Float32s, ends: Int64s, ids: Int64s, history: Int64s, out: Float32s) -> None:
+def _embed(weights: Float32s, ends: Int64s, attention: Integer, ids: Int64s, history: Int64s, out: Float32s) -> None:
     n_fields = len(ends)
     for n in range(ids.shape[0]):
         first = 0
@@ -311,7 +324,10 @@ def _embed(weights: Float32s, ends: Int64s, ids: Int64s, history: Int64s, out: F
                 _mean(weights, ids[n, first : ends[f]], out[n, f])
             first = ends[f]
         for y in range(history.shape[1]):
-            _mean(weights, history[n, y], out[n, n_fields + y])
+            if attention > 0:
+                attend(weights, weights[ids[n, 1]], history[n, y], attention, out[n, n_fields + y])
+            else:
+                _mean(weights, history[n, y], out[n, n_fields + y])
 
 
 @njit(cache=True, fastmath=True)
@@ -337,6 +353,7 @@ def _update(
     scratch: NDArray[np.int32],
     summed: Float32s,
     ends: Int64s,
+    attention: Integer,
     ids: Int64s,
     history: Int64s,
     gradient: Float32s,
@@ -347,6 +364,7 @@ def _update(
 ) -> None:
     n_fields, width = len(ends), weights.shape[1]
     touched = np.empty(len(summed), np.int64)
+    of_rows = np.empty((history.shape[2] + 1, width), np.float32)
     n_touched: Integer = 0
     for n in range(ids.shape[0]):
         first = 0
@@ -358,9 +376,14 @@ def _update(
                 n_touched = _gather_mean(of_slots, gradient[n, f], scale, scratch, touched, summed, n_touched)
             first = ends[f]
         for y in range(history.shape[1]):
-            n_touched = _gather_mean(
-                history[n, y], gradient[n, n_fields + y], scale, scratch, touched, summed, n_touched
-            )
+            of_pooled = gradient[n, n_fields + y]
+            if attention == 0:
+                n_touched = _gather_mean(history[n, y], of_pooled, scale, scratch, touched, summed, n_touched)
+            elif attend_back(weights, ids[n, 1], history[n, y], attention, of_pooled, of_rows):
+                n_touched = _gather(ids[n, 1], of_rows[-1], scale, scratch, touched, summed, n_touched)
+                for h in range(history.shape[2]):
+                    if history[n, y, h] >= 0:
+                        n_touched = _gather(history[n, y, h], of_rows[h], scale, scratch, touched, summed, n_touched)
     for k in range(n_touched):
         row = touched[k]
         scratch[row] = -1

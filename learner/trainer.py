@@ -66,6 +66,7 @@ class Trainer:
             layout.slots,
             len(layout.event_types),
             settings.seed,
+            settings.model.width if settings.model.history == "attention" else 0,
         )
         self.readout = Readout(settings)
         self.base_rates = self.readout.base_rates

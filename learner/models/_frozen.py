@@ -29,6 +29,7 @@ class FrozenModel:
             layout.slots,
             len(layout.event_types),
             settings.seed,
+            settings.model.width if settings.model.history == "attention" else 0,
         )
         self._table.load(groups["table"])
         self._readout = Readout(settings)
