@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 
 from learner.calibration import OnlinePlatt
 from learner.delay import DelayHead, delayed_logits
 from learner.losses import immediate_logits
+from learner.metrics import LearnerMetrics
 from learner.trainer import Trainer
 
 N = 128
@@ -104,7 +106,15 @@ def test_with_a_delay_head_the_probabilities_are_those_of_the_final_labels(delay
     assert report["ne"] < 0.97
     assert report["calibration"] == pytest.approx(1.0, abs=0.05)
     assert trainer.base_rates.rates[0] == pytest.approx(0.35, abs=0.03)
-    assert trainer.n_late[0] / trainer.n_positives[0] == pytest.approx(0.63, abs=0.05)
+    registry = CollectorRegistry()
+    metrics = LearnerMetrics(registry, "adwin")
+    metrics.begin(Trainer(settings, layout))
+    metrics.refresh(trainer, 0)
+    late, positives = (
+        registry.get_sample_value(f"anabranch_train_{name}_total", {"task": "click"})
+        for name in ("late_positives", "positives")
+    )
+    assert late / positives == pytest.approx(0.63, abs=0.05)
 
 
 def test_with_a_delay_head_a_resumed_run_learns_the_same(delayed_stream, assert_same) -> None:
