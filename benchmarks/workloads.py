@@ -61,8 +61,8 @@ def random_batches(settings: Settings, n_batches: int, n_rows: int, n_ids: int =
     weights = generator.normal(size=(len(layout.dense), n_tasks)) * 0.3
     batches = []
     for index in range(n_batches):
-        ids = generator.zipf(1.2, (n_rows, len(layout.fields))) % n_ids + 1
-        ids += np.arange(len(layout.fields)) * n_ids
+        ids = generator.zipf(1.2, (n_rows, layout.n_ids)) % n_ids + 1
+        ids += np.arange(layout.n_ids) * n_ids
         history = generator.zipf(1.2, (n_rows, n_types, layout.history_length)) % n_ids + 1 + n_ids
         history[generator.random(history.shape) < 0.5] = 0
         dense = generator.normal(size=(n_rows, len(layout.dense))).astype(np.float32)
@@ -82,6 +82,7 @@ def random_batches(settings: Settings, n_batches: int, n_rows: int, n_ids: int =
                 matured_labels=np.zeros((0, n_tasks), np.float32),
                 matured_known=np.zeros((0, n_tasks), np.bool_),
                 matured_learn=np.zeros((0, n_tasks), np.bool_),
+                matured_late=np.zeros((0, n_tasks), np.bool_),
                 ranking=None,
                 new_item_events=np.zeros(n_tasks, np.int64),
                 n_events=n_rows,

@@ -125,7 +125,7 @@ def _with_tasks(settings: "Settings", types: list[str], windows: list[str]) -> "
             )
         chosen[0]["window"] = parse_duration_ms(text)
     for one in tasks:
-        one["window"] = f"{one['window']}ms"
+        one |= {name: f"{one[name]}ms" for name in ("window", "wait")}
     ignore = settings.events.model_copy(update={"ignore": ("*",)}) if types else settings.events
     return settings.model_copy(update={"tasks": tuple(Task.model_validate(one) for one in tasks), "events": ignore})
 

@@ -19,6 +19,7 @@ class Layout:
 
     :param tasks: task names, in the order of the label columns.
     :param fields: id fields, in the order of ``ids``; the first two are ``user_id`` and ``item_id``.
+    :param slots: columns of ``ids`` that each field takes; more than one for a field of several values.
     :param dense: names of the dense columns.
     :param event_types: event types in the order of ``history``'s second axis.
     :param history_length: items kept per user and event type.
@@ -26,16 +27,22 @@ class Layout:
 
     tasks: tuple[str, ...]
     fields: tuple[str, ...]
+    slots: tuple[int, ...]
     dense: tuple[str, ...]
     event_types: tuple[str, ...]
     history_length: int
+
+    @property
+    def n_ids(self) -> int:
+        """Columns of ``ids``."""
+        return sum(self.slots)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Encoded features of N examples.
 
-    :param ids: shape ``[N, F]``, 64-bit hashes, the field's name hashed in.
+    :param ids: shape ``[N, C]``, 64-bit hashes, the field's name hashed in; -1: a slot of its field that holds nothing.
     :param history: shape ``[N, Y, H]``, item ids of the user's recent events by type, newest first; 0: none.
     :param dense: shape ``[N, D]``, behaviour and numeric features, roughly of unit scale.
     :param log_q: shape ``[N]``, log of (probability that a negative sample is this item × number of items known).
@@ -81,6 +88,7 @@ class Batch:
     :param matured_labels: shape ``[M, T]``.
     :param matured_known: shape ``[M, T]``: the tasks whose windows closed, to be measured.
     :param matured_learn: shape ``[M, T]``: labels to learn from now.
+    :param matured_late: shape ``[M, T]``: those of them whose example was learned as a negative: one positive more.
     :param ranking: groups to rank, when evaluation asks for them.
     :param new_item_events: shape ``[T]``: events of never seen items, neither ranked nor trained on as positives.
     :param n_events: events that went into the batch.
@@ -101,6 +109,7 @@ class Batch:
     matured_labels: Float32s
     matured_known: Bools
     matured_learn: Bools
+    matured_late: Bools
     ranking: RankingRows | None
     new_item_events: Int64s
     n_events: int

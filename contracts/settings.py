@@ -51,9 +51,13 @@ class Task(_Section):
     """Event type that makes the label 1; the task's name where empty."""
     window_ms: DurationMs = Field(default=24 * HOUR, alias="window")
     """Attribution window on event time: a later event does not count."""
-    delay: Literal["fnc_in_loss", "wait"] = "fnc_in_loss"
+    delay: Literal["fnc_in_loss", "delay_head", "wait"] = "fnc_in_loss"
     """How a label that comes late is learned. ``fnc_in_loss``: every exposure at once as a negative, its outcome as one
-    positive more, and the loss knows (ALGORITHMS §1 A). ``wait``: once, when the window closes."""
+    positive more, and the loss knows (ALGORITHMS §1 A). ``delay_head``: every exposure after ``wait``, labelled as it
+    stands then, an outcome behind that as one positive more, and a small head learns which outcomes come so late
+    (ALGORITHMS §1 B, ADR 15). ``wait``: once, when the window closes."""
+    wait_ms: DurationMs = Field(default=5 * MINUTE, alias="wait")
+    """Of ``delay_head`` alone; shorter than the window."""
     parent: str = ""
     """The task that must come first: ``purchase`` after ``click`` is a funnel, whose probabilities are products along
     it. The exposure's own task is no stage: every example is an exposure."""
@@ -65,6 +69,15 @@ class Task(_Section):
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """Probability from which accuracy, precision, recall and F1 call it a yes."""
 
+    @model_validator(mode="after")
+    def _waits_within_its_window(self) -> Self:
+        if self.delay == "delay_head" and not 0 < self.wait_ms < self.window_ms:
+            raise ValueError(
+                f"a task with a delay_head waits longer than 0 ms and shorter than its window; found {self.wait_ms} ms "
+                f"of {self.window_ms} ms for {self.name}. Set wait, or another delay"
+            )
+        return self
+
     @property
     def event_type(self) -> str:
         """The event type that makes the label 1."""
@@ -75,7 +88,25 @@ class FieldSpec(_Section):
     """One attribute that the model sees. ``source`` is ``item.…``, ``user.…`` or ``context.…``."""
 
     source: str = Field(pattern=r"^(item|user|context)\.[^.]+$")
-    kind: Literal["categorical", "numeric"] = "categorical"
+    kind: Literal["categorical", "numeric", "multi", "text"] = "categorical"
+    """``multi``: several labels, a list or text with ``separator``. ``text``: its words. The model sees their mean."""
+    slots: int = Field(default=0, ge=0, le=32)
+    """Of ``multi`` and ``text``: the first so many distinct labels or words count; 0: 4 labels, 8 words."""
+    separator: str = Field(default="|", min_length=1)
+    """Of ``multi``, where its value is text."""
+
+    @property
+    def n_ids(self) -> int:
+        """Ids that it takes in an example."""
+        return self.slots or {"multi": 4, "text": 8}.get(self.kind, 1)
+
+    @model_validator(mode="after")
+    def _slots_for_several(self) -> Self:
+        if self.slots and self.kind not in ("multi", "text"):
+            raise ValueError(
+                f"slots go with kind multi or text; found kind {self.kind} for {self.source}: leave them out"
+            )
+        return self
 
     @property
     def name(self) -> str:
@@ -249,6 +280,11 @@ class ModelSettings(_Section):
     experts: int = Field(default=4, ge=1, le=64)
     expert_layers: tuple[int, ...] = Field(default=(64, 32), min_length=1, max_length=4)
     tower: int = Field(default=16, ge=1)
+    history: Literal["mean", "attention"] = "mean"
+    """What the model sees of a user's recent items: their mean, or the mean weighted by likeness to the candidate."""
+    field_gates: bool = False
+    """A learned factor for each embedding field, 1 at first: what a field is worth, the more so with
+    ``train.gate_l1``."""
 
 
 class EmbeddingSettings(_Section):
@@ -281,6 +317,8 @@ class TrainSettings(_Section):
     """Weight of Σ|w|: the dense weights, and the embedding rows that a step touches."""
     l2: float = Field(default=0.0, ge=0)
     """Weight of Σw²/2, of the same."""
+    gate_l1: float = Field(default=0.0, ge=0)
+    """Weight of Σ|gate| over ``model.field_gates``: a field that does not pay for its gate loses it."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of experts that each task's gate leaves out in training; of no effect on a model without gates."""
     threads: int = Field(default=0, ge=0)
@@ -428,6 +466,14 @@ class Settings(_Section):
         """Which tasks learn an exposure before its label is known (``delay = "fnc_in_loss"``)."""
         return tuple(
             self.mode == "exposure" and task.event_type != self.events.exposure and task.delay == "fnc_in_loss"
+            for task in self.tasks
+        )
+
+    @property
+    def delay_head_tasks(self) -> tuple[bool, ...]:
+        """Which tasks learn an exposure after a wait shorter than its window (``delay = "delay_head"``)."""
+        return tuple(
+            self.mode == "exposure" and task.event_type != self.events.exposure and task.delay == "delay_head"
             for task in self.tasks
         )
 

@@ -168,7 +168,7 @@ class Encoder:
     def _empty(self, n_rows: int) -> RowSpace:
         layout = self.schema.layout
         return RowSpace(
-            np.empty((n_rows, len(layout.fields)), np.int64),
+            np.empty((n_rows, layout.n_ids), np.int64),
             np.empty((n_rows, len(layout.event_types), layout.history_length), np.int64),
             np.empty((n_rows, len(layout.dense)), np.float32),
             np.empty(n_rows, np.float32),

@@ -3,13 +3,17 @@
 With n distinct values the chance of any collision is about n² / 2⁶⁵: 3·10⁻⁸ at a million (ALGORITHMS §5).
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+EMPTY = -1
+"""A slot of a field of several values that holds none, though the field is given."""
 _SIGN = 1 << 63
+_WORDS = re.compile(r"\w+").findall
 _MODULUS = 1 << 64
 
 
@@ -71,6 +75,55 @@ class FieldHasher:
             return np.fromiter(map(self._known.__getitem__, values), np.int64, len(values))
         except TypeError:  # a list among them
             return np.fromiter(map(self, values), np.int64, len(values))
+
+
+class BagHasher:
+    """The hashes of a field of several values, its distinct ones in order, in a fixed number of slots.
+
+    :param parts: from text to its values.
+    :param n_slots: values that count; fewer leave :data:`EMPTY` slots behind.
+    :param capacity: as for :class:`FieldHasher`.
+    """
+
+    def __init__(self, field: str, parts: Callable[[str], Sequence[str]], n_slots: int, capacity: int = 50_000) -> None:
+        self._one = FieldHasher(field)
+        self._parts = parts
+        self._unsaid = (0,) * n_slots
+        self._none = (missing_id(field), *(EMPTY,) * (n_slots - 1))
+        self._capacity = capacity
+        self._known: dict[object, tuple[int, ...]] = {}
+
+    def __call__(self, value: object) -> tuple[int, ...]:
+        """Zeros where the event does not say (None); the id of "not given" first where it says: none."""
+        if value is None:
+            return self._unsaid
+        key = tuple(value) if isinstance(value, list) else value
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= self._capacity:
+                self._known.clear()
+            found = self._known[key] = self._hashes(value)
+        return found
+
+    def _hashes(self, value: object) -> tuple[int, ...]:
+        n_slots = len(self._unsaid)
+        values = value if isinstance(value, list) else [value]
+        parts = [part for one in values if one is not None for part in self._split(one)]
+        hashes = [self._one(part) for part in dict.fromkeys(map(_text, parts))][:n_slots]
+        return (*hashes, *(EMPTY,) * (n_slots - len(hashes))) if hashes else self._none
+
+    def _split(self, value: object) -> Sequence[object]:
+        return self._parts(value) if isinstance(value, str) else [value]
+
+
+def words(text: str) -> list[str]:
+    """Its words, in small letters."""
+    return _WORDS(text.casefold())
+
+
+def labels(separator: str) -> Callable[[str], list[str]]:
+    """A function of a text: the labels between its separators."""
+    return lambda text: [label for part in text.split(separator) if (label := part.strip())]
 
 
 class _Known(dict[object, int]):

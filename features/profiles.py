@@ -45,7 +45,7 @@ class Profiles(NamedTuple):
     moments: Float64s  # [numbers, 3]: count, mean, sum of squared deviations (Welford)
     random: NDArray[np.uint64]  # [2], splitmix64 states: of negatives, of ranking (looking changes nothing)
     half_lives_ms: Float64s  # [L]
-    missing: Int64s  # [F], the id of "not given" per id field
+    missing: Int64s  # [C], the id of "not given" per column of ids
     uniform_share: Float64s  # [1]
 
 
@@ -54,9 +54,9 @@ def new_profiles(settings: FeatureSettings, schema: FeatureSchema, uniform_share
     n_types, n_half_lives = len(schema.event_types), len(schema.half_lives_ms)
     n_numbers = sum(len(reader.numeric) for reader in (schema.item, schema.user, schema.context))
     return Profiles(
-        users=new_directory(settings.users, len(schema.user.categorical), len(schema.user.numeric)),
+        users=new_directory(settings.users, schema.user.n_ids, len(schema.user.numeric)),
         history=np.zeros((settings.users, n_types, settings.history_length), np.int64),
-        items=new_directory(settings.items, len(schema.item.categorical), len(schema.item.numeric)),
+        items=new_directory(settings.items, schema.item.n_ids, len(schema.item.numeric)),
         live=np.zeros(settings.items, np.int32),
         recent_count=np.zeros(settings.items, np.int32),
         # An item in the ring is not evicted, so the ring must leave most rows evictable.

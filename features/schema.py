@@ -9,7 +9,7 @@ import numpy as np
 
 from contracts.batch import Float32s, Int64s, Layout
 from contracts.settings import FieldSpec, Settings
-from features.hashing import FieldHasher, missing_id
+from features.hashing import EMPTY, BagHasher, FieldHasher, labels, missing_id, words
 
 USER_FIELD = "user_id"
 ITEM_FIELD = "item_id"
@@ -20,26 +20,46 @@ _LARGEST = float(np.finfo(np.float32).max)
 class AttributeReader:
     """Reads one owner's attribute map (``item``, ``user`` or ``context``) into hashes and numbers.
 
+    Order of the hashes: the categorical fields, one each, then those of several values, their slots side by side.
+
     :param fields: the owner's fields, in the settings' order.
     """
 
     def __init__(self, fields: tuple[FieldSpec, ...]) -> None:
         self.categorical = tuple(field for field in fields if field.kind == "categorical")
         self.numeric = tuple(field for field in fields if field.kind == "numeric")
+        self.several = tuple(field for field in fields if field.kind in ("multi", "text"))
+        self.n_ids = len(self.categorical) + sum(field.n_ids for field in self.several)
         self._hashers = tuple((field.key, FieldHasher(field.name)) for field in self.categorical)
+        self._bags = tuple(
+            (
+                field.key,
+                BagHasher(field.name, words if field.kind == "text" else labels(field.separator), field.n_ids),
+                field.n_ids,
+            )
+            for field in self.several
+        )
         self._numbers = tuple(field.key for field in self.numeric)
 
     def __call__(self, attributes: Mapping[str, object]) -> tuple[list[int], list[float]]:
         """Hashes (0 where the event does not say) and numbers (NaN where it does not)."""
         get = attributes.get
-        return [hasher(get(key)) for key, hasher in self._hashers], [_number(get(key)) for key in self._numbers]
+        hashes = [hasher(get(key)) for key, hasher in self._hashers]
+        for key, bag, _ in self._bags:
+            hashes.extend(bag(get(key)))
+        return hashes, [_number(get(key)) for key in self._numbers]
 
     def columns(self, attributes: Sequence[Mapping[str, object]]) -> tuple[Int64s, Float32s]:
-        """The same of N events: shapes ``[N, categorical]`` and ``[N, numeric]``."""
-        hashes = np.empty((len(attributes), len(self._hashers)), np.int64)
+        """The same of N events: shapes ``[N, n_ids]`` and ``[N, numeric]``."""
+        hashes = np.empty((len(attributes), self.n_ids), np.int64)
         numbers = np.empty((len(attributes), len(self._numbers)), np.float32)
         for place, (key, hasher) in enumerate(self._hashers):
             hashes[:, place] = hasher.column([one.get(key) for one in attributes])
+        at = len(self._hashers)
+        for key, bag, n_slots in self._bags:
+            if len(attributes):
+                hashes[:, at : at + n_slots] = [bag(one.get(key)) for one in attributes]
+            at += n_slots
         for place, key in enumerate(self._numbers):
             numbers[:, place] = [_number(one.get(key)) for one in attributes]
         return hashes, numbers
@@ -56,7 +76,7 @@ def _number(value: object) -> float:
 class FeatureSchema:
     """The columns of :class:`contracts.batch.Rows`, and how to fill them.
 
-    Order of ``ids``: user id, item id, then the categorical item, user and context fields.
+    Order of ``ids``: user id, item id, then the item's, the user's and the context's (:class:`AttributeReader`).
     Order of ``dense``: what is known of the user; of the context; of the item, alone and with this user.
     """
 
@@ -95,7 +115,7 @@ class FeatureSchema:
             *([("covisits", list(COVISITS))] if settings.features.trail else []),
             *((field.name, number) for field in item.numeric),
         ]
-        fields = (*item.categorical, *user.categorical, *context.categorical)
+        fields = [field for reader in (item, user, context) for field in (*reader.categorical, *reader.several)]
         return cls(
             item=item,
             user=user,
@@ -108,6 +128,7 @@ class FeatureSchema:
             layout=Layout(
                 tasks=tuple(task.name for task in settings.tasks),
                 fields=(USER_FIELD, ITEM_FIELD, *(field.name for field in fields)),
+                slots=(1, 1, *(field.n_ids for field in fields)),
                 dense=tuple(f"{group} {column}" for group, columns in groups for column in columns),
                 event_types=types,
                 history_length=settings.features.history_length,
@@ -116,8 +137,9 @@ class FeatureSchema:
 
     @property
     def missing(self) -> Int64s:
-        """The id of "not given" for each id field."""
-        return np.array([missing_id(name) for name in self.layout.fields], np.int64)
+        """What stands in each column of ``ids`` where a field is not given, shape ``[C]``: its id of "not given"."""
+        fields = zip(self.layout.fields, self.layout.slots, strict=True)
+        return np.array([one for name, n in fields for one in (missing_id(name), *[EMPTY] * (n - 1))], np.int64)
 
 
 def no_numbers(count: int) -> Float32s:

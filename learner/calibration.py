@@ -64,17 +64,18 @@ class OnlinePlatt:
         calibrated: Float32s = (raw * self._theta[:, 0] + self._theta[:, 1]).astype(np.float32)
         return calibrated
 
-    def update(self, task: int, raw: Float32s, labels: Float32s, *, immediate: bool = False) -> None:
+    def update(self, task: int, raw: Float32s, labels: Float32s, late: Float32s | float = 0.0) -> None:
         """Learn from labels that were predicted before, shapes ``[n]``. A non-finite logit is left out.
 
-        :param immediate: every example came at once as a negative, and a positive comes as one more: the odds of such a
-            stream are the probability (:func:`learner.losses.immediate_logits`).
+        :param late: share of the positives that come as one more, behind their example as a negative: such a stream's
+            odds are p / (1 − p + late·p) (:func:`learner.delay.delayed_logits`); shape ``[n]``, or one for all.
         """
         finite = np.isfinite(raw)
         z = np.where(finite, raw, 0.0).astype(np.float64)
         a, b = self._theta[task]
         p = 1.0 / (1.0 + np.exp(-np.clip(a * z + b, -30.0, 30.0)))
-        residuals = ((p / (1.0 + p) - labels) * (1.0 - p) if immediate else p - labels) * finite
+        # Log-loss of the stream's own probability; then the slope of its logit in that of p.
+        residuals = (p / (1.0 + late * p) - labels) * ((1.0 - p) / (1.0 - p + late * p)) * finite
         squares = residuals * residuals
         score = np.array([residuals @ z, residuals.sum()])
         cross = squares @ z

@@ -5,7 +5,7 @@ One table serves all fields, since a field's name is hashed into its ids. An id 
 copy of it: new things start at a trained default, not at noise. At the cap the least recently used rows go.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from contracts.batch import Bools, Float32s, Int64s, Rows
 from contracts.settings import EmbeddingSettings
 from features.compiled import compiled, compiled_loop
 from features.directory import Directory, admit, evict, is_full, load_directory, new_directory, save_directory
+from features.hashing import EMPTY
 from features.idmap import Integer, Real, find, map_bytes, mix
+from learner.attention import attend, attend_back
 
 NO_ROW = -1
 _SKETCH = 1 << 19
@@ -61,15 +63,29 @@ class EmbeddingTable:
     """Rows for ids, with row-wise Adagrad (one accumulator per row: Naumov et al. 2019, DLRM).
 
     :param width: floats per row.
-    :param n_fields: id fields; the first rows are their cold rows. History ids are item ids, field 1.
+    :param slots: columns of ids that each field takes; the first rows are the fields' cold rows. History ids are item
+        ids, field 1.
+    :param attention: floats of a row that attend together, where histories are pooled by attention to the example's
+        item (Zhou et al. 2018, DIN; as scaled dot products, Vaswani et al. 2017); 0: by their mean.
     """
 
-    def __init__(self, settings: EmbeddingSettings, width: int, n_fields: int, n_types: int, seed: int) -> None:
+    def __init__(
+        self,
+        settings: EmbeddingSettings,
+        width: int,
+        slots: Sequence[int],
+        n_types: int,
+        seed: int,
+        attention: int = 0,
+    ) -> None:
         self.width = width
         self.capacity = capacity_for(settings.max_mib, width)
         self._settings = settings
-        self._n_fields = n_fields
+        n_fields = self._n_fields = len(slots)
+        self._ends = np.cumsum(slots)  # [F]
+        self._field = np.repeat(np.arange(n_fields), slots)  # [C]
         self._n_types = n_types
+        self._attention = attention
         self._directory = new_directory(self.capacity - n_fields, 0, 0)
         self._weights = np.zeros((self.capacity, width), np.float32)
         self._accumulators = np.full(self.capacity, settings.initial_accumulator, np.float32)
@@ -105,17 +121,18 @@ class EmbeddingTable:
         """Table rows of the examples' ids and histories.
 
         :param sightings: shape ``[N]``: examples that count as seeing their ids (admission, recency); None: a look.
-        :returns: shapes ``[N, F]`` and ``[N, Y, H]``; :data:`NO_ROW` where the history has none.
+        :returns: shapes ``[N, C]`` and ``[N, Y, H]``; :data:`NO_ROW` where a slot or the history has none.
         """
         ids = np.empty(rows.ids.shape, np.int64)
         history = np.empty(rows.history.shape, np.int64)
         if sightings is None:
-            _look(self._directory, self._n_fields, rows.ids, rows.history, ids, history)
+            _look(self._directory, self._n_fields, self._field, rows.ids, rows.history, ids, history)
             return ids, history
         self._counts[2] += 1
         _see(
             self._directory,
             self._n_fields,
+            self._field,
             rows.ids,
             sightings,
             self._sketch,
@@ -126,16 +143,16 @@ class EmbeddingTable:
             np.float32(self._settings.initial_accumulator),
             ids,
         )
-        _look(self._directory, self._n_fields, rows.ids[:0], rows.history, ids[:0], history)
+        _look(self._directory, self._n_fields, self._field, rows.ids[:0], rows.history, ids[:0], history)
         return ids, history
 
     def embed(self, ids: Int64s, history: Int64s) -> torch.Tensor:
-        """Concatenated rows of the fields, then the mean over each type's history.
+        """Concatenated rows of the fields, of several values their mean; then each type's history, pooled.
 
         :returns: shape ``[N, F + Y, width]``; a type without history gives zeros.
         """
-        out = np.empty((len(ids), ids.shape[1] + history.shape[1], self.width), np.float32)
-        _embed(self._weights, ids, history, out)
+        out = np.empty((len(ids), self._n_fields + history.shape[1], self.width), np.float32)
+        _embed(self._weights, self._ends, self._attention, ids, history, out)
         return torch.from_numpy(out)
 
     def decay(self, now_ms: int) -> None:
@@ -169,6 +186,8 @@ class EmbeddingTable:
             self._accumulators,
             self._scratch,
             self._summed,
+            self._ends,
+            self._attention,
             ids,
             history,
             gradient.numpy(),
@@ -207,12 +226,21 @@ class EmbeddingTable:
 
 @compiled_loop
 def _look(
-    directory: Directory, n_fields: Integer, ids: Int64s, history: Int64s, out_ids: Int64s, out_history: Int64s
+    directory: Directory,
+    n_fields: Integer,
+    field: Int64s,
+    ids: Int64s,
+    history: Int64s,
+    out_ids: Int64s,
+    out_history: Int64s,
 ) -> None:
     for n in range(ids.shape[0]):
-        for f in range(ids.shape[1]):
-            row = find(directory.keys, directory.rows, ids[n, f])
-            out_ids[n, f] = row + n_fields if row >= 0 else f
+        for c in range(ids.shape[1]):
+            if ids[n, c] == EMPTY:
+                out_ids[n, c] = NO_ROW
+                continue
+            row = find(directory.keys, directory.rows, ids[n, c])
+            out_ids[n, c] = row + n_fields if row >= 0 else field[c]
     for n in range(history.shape[0]):
         for y in range(history.shape[1]):
             for h in range(history.shape[2]):
@@ -227,6 +255,7 @@ def _look(
 def _see(
     directory: Directory,
     n_fields: Integer,
+    field: Int64s,
     ids: Int64s,
     sightings: Bools,
     sketch: NDArray[np.uint8],
@@ -238,8 +267,11 @@ def _see(
     out: Int64s,
 ) -> None:
     for n in range(ids.shape[0]):
-        for f in range(ids.shape[1]):
-            key = ids[n, f]
+        for c in range(ids.shape[1]):
+            key = ids[n, c]
+            if key == EMPTY:
+                out[n, c] = NO_ROW
+                continue
             row = find(directory.keys, directory.rows, key)
             if row < 0 and sightings[n]:
                 seen = _sighted(sketch, key, counts)
@@ -248,13 +280,13 @@ def _see(
                         evict(directory, directory.free[:0])
                     row = admit(directory, key)
                     for d in range(weights.shape[1]):
-                        weights[row + n_fields, d] = weights[f, d]
+                        weights[row + n_fields, d] = weights[field[c], d]
                     accumulators[row + n_fields] = initial
                 else:
                     counts[1] += 1
             if row >= 0:
                 directory.last_ms[row] = counts[2]
-            out[n, f] = row + n_fields if row >= 0 else f
+            out[n, c] = row + n_fields if row >= 0 else field[c]
 
 
 @compiled
@@ -280,26 +312,38 @@ def _sighted(sketch: NDArray[np.uint8], key: Integer, counts: Int64s) -> Integer
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _embed(weights: Float32s, ids: Int64s, history: Int64s, out: Float32s) -> None:
-    n_fields, width = ids.shape[1], weights.shape[1]
+def _embed(weights: Float32s, ends: Int64s, attention: Integer, ids: Int64s, history: Int64s, out: Float32s) -> None:
+    n_fields = len(ends)
     for n in range(ids.shape[0]):
+        first = 0
         for f in range(n_fields):
-            for d in range(width):
-                out[n, f, d] = weights[ids[n, f], d]
+            if ends[f] - first == 1:
+                for d in range(weights.shape[1]):
+                    out[n, f, d] = weights[ids[n, first], d]
+            else:
+                _mean(weights, ids[n, first : ends[f]], out[n, f])
+            first = ends[f]
         for y in range(history.shape[1]):
-            length = 0
-            for d in range(width):
-                out[n, n_fields + y, d] = 0.0
-            for h in range(history.shape[2]):
-                row = history[n, y, h]
-                if row >= 0:
-                    length += 1
-                    for d in range(width):
-                        out[n, n_fields + y, d] += weights[row, d]
-            if length > 1:
-                share = np.float32(1.0 / length)
-                for d in range(width):
-                    out[n, n_fields + y, d] *= share
+            if attention > 0:
+                attend(weights, weights[ids[n, 1]], history[n, y], attention, out[n, n_fields + y])
+            else:
+                _mean(weights, history[n, y], out[n, n_fields + y])
+
+
+@njit(cache=True, fastmath=True)
+def _mean(weights: Float32s, rows: Int64s, out: Float32s) -> None:
+    """Of the rows that are there; zeros where none is."""
+    length = 0
+    out[:] = 0.0
+    for h in range(len(rows)):
+        if rows[h] >= 0:
+            length += 1
+            for d in range(len(out)):
+                out[d] += weights[rows[h], d]
+    if length > 1:
+        share = np.float32(1.0 / length)
+        for d in range(len(out)):
+            out[d] *= share
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -308,6 +352,8 @@ def _update(
     accumulators: Float32s,
     scratch: NDArray[np.int32],
     summed: Float32s,
+    ends: Int64s,
+    attention: Integer,
     ids: Int64s,
     history: Int64s,
     gradient: Float32s,
@@ -316,23 +362,28 @@ def _update(
     l1: Real,
     l2: Real,
 ) -> None:
-    n_fields, width = ids.shape[1], weights.shape[1]
+    n_fields, width = len(ends), weights.shape[1]
     touched = np.empty(len(summed), np.int64)
+    of_rows = np.empty((history.shape[2] + 1, width), np.float32)
     n_touched: Integer = 0
     for n in range(ids.shape[0]):
+        first = 0
         for f in range(n_fields):
-            n_touched = _gather(ids[n, f], gradient[n, f], scale, scratch, touched, summed, n_touched)
+            if ends[f] - first == 1:
+                n_touched = _gather(ids[n, first], gradient[n, f], scale, scratch, touched, summed, n_touched)
+            else:
+                of_slots = ids[n, first : ends[f]]
+                n_touched = _gather_mean(of_slots, gradient[n, f], scale, scratch, touched, summed, n_touched)
+            first = ends[f]
         for y in range(history.shape[1]):
-            length = 0
-            for h in range(history.shape[2]):
-                length += history[n, y, h] >= 0
-            if length > 0:
-                share = scale / np.float32(length)
+            of_pooled = gradient[n, n_fields + y]
+            if attention == 0:
+                n_touched = _gather_mean(history[n, y], of_pooled, scale, scratch, touched, summed, n_touched)
+            elif attend_back(weights, ids[n, 1], history[n, y], attention, of_pooled, of_rows):
+                n_touched = _gather(ids[n, 1], of_rows[-1], scale, scratch, touched, summed, n_touched)
                 for h in range(history.shape[2]):
                     if history[n, y, h] >= 0:
-                        n_touched = _gather(
-                            history[n, y, h], gradient[n, n_fields + y], share, scratch, touched, summed, n_touched
-                        )
+                        n_touched = _gather(history[n, y, h], of_rows[h], scale, scratch, touched, summed, n_touched)
     for k in range(n_touched):
         row = touched[k]
         scratch[row] = -1
@@ -346,6 +397,28 @@ def _update(
         step = learning_rate / (np.sqrt(accumulators[row]) + np.float32(_EPSILON))
         for d in range(width):
             weights[row, d] -= step * summed[k, d]
+
+
+@njit(cache=True, fastmath=True)
+def _gather_mean(
+    rows: Int64s,
+    gradient: Float32s,
+    scale: Real,
+    scratch: NDArray[np.int32],
+    touched: Int64s,
+    summed: Float32s,
+    n_touched: Integer,
+) -> Integer:
+    """The gradient of :func:`_mean`, to the rows that are there."""
+    length = 0
+    for h in range(len(rows)):
+        length += rows[h] >= 0
+    if length > 0:
+        share = scale / np.float32(length)
+        for h in range(len(rows)):
+            if rows[h] >= 0:
+                n_touched = _gather(rows[h], gradient, share, scratch, touched, summed, n_touched)
+    return n_touched
 
 
 @njit(cache=True, fastmath=True)

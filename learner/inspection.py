@@ -91,8 +91,9 @@ def importances(
 ) -> list[Importance]:
     """Permutation importance (Breiman 2001; Fisher et al. 2019) of each field for a task, the greatest first.
 
-    A field is an id column, the history of one event type, or the dense columns that tell of one thing; its values move
-    together from row to row. Two fields that say the same cover for each other: both then seem to matter little.
+    A field is an id column (or the slots of several), the history of one event type, or the dense columns that tell
+    of one thing; its values move together from row to row. Two fields that say the same cover for each other: both
+    then seem to matter little.
 
     :param rows: N rows with their ``labels``, shape ``[N]``.
     :returns: empty where the labels are of one class: there is no entropy to normalise by.
@@ -119,7 +120,10 @@ def gate_use(trainer: Trainer, rows: Rows) -> tuple[list[str], Float64s, Float64
     if gated is None or not len(rows):
         return None
     with torch.no_grad():
-        gates = gated.gates(trainer.table.embed(*trainer.table.rows(rows)), torch.from_numpy(rows.dense))
+        embedded = trainer.table.embed(*trainer.table.rows(rows))
+        gates = trainer.network.expert_weights(embedded, torch.from_numpy(rows.dense))
+    if gates is None:
+        return None
     return gated.gate_names, gates.mean(2).double().numpy(), gate_entropies(gates).double().numpy()
 
 
@@ -160,11 +164,13 @@ def _losses(trainer: Trainer, rows: Rows, labels: Float32s, task: int) -> Float6
 
 def _shuffled(rows: Rows, schema: FeatureSchema, order: Int64s) -> Iterator[tuple[str, Rows]]:
     """Each field's name, and the rows with its values in another order."""
-    for column, name in enumerate(schema.layout.fields):
+    layout = schema.layout
+    for name, end, n_slots in zip(layout.fields, np.cumsum(layout.slots).tolist(), layout.slots, strict=True):
         ids = rows.ids.copy()
-        ids[:, column] = ids[order, column]
+        slots = slice(end - n_slots, end)
+        ids[:, slots] = ids[order, slots]
         yield f"{name}, embedding", replace(rows, ids=ids)
-    for kind, name in enumerate(schema.layout.event_types):
+    for kind, name in enumerate(layout.event_types):
         history = rows.history.copy()
         history[:, kind] = history[order, kind]
         yield f"user's last {name} items, embeddings", replace(rows, history=history)

@@ -105,13 +105,9 @@ class BaseRates:
 
     A plain mean at first, over about the last two hundred thousand examples later. Not learned by gradient, so that NE
     is about 1 on the first day (DESIGN §3).
-
-    :param immediate: shape ``[T]``: tasks whose every exposure is learned at once as a negative, and its outcome as one
-        positive more, which is then no example of its own.
     """
 
-    def __init__(self, n_tasks: int, immediate: Bools) -> None:
-        self._immediate = immediate
+    def __init__(self, n_tasks: int) -> None:
         self._positives = np.full(n_tasks, _PRIOR_POSITIVES)
         self._examples = np.full(n_tasks, _PRIOR_EXAMPLES)
 
@@ -127,10 +123,14 @@ class BaseRates:
         rates = self.rates
         return torch.from_numpy(np.log(rates / (1.0 - rates)).astype(np.float32))
 
-    def update(self, counts: Int64s, positives: Int64s) -> None:
-        """Take in a batch's labels: how many of each task are known, and how many of those positive, shapes ``[T]``."""
+    def update(self, counts: Int64s, positives: Int64s, late: Int64s | int = 0) -> None:
+        """Take in a batch's labels.
+
+        :param counts: how many of each task are known, shape ``[T]``; ``positives``: how many of those are positive.
+        :param late: positives whose example was counted before, as a negative: they are no examples of their own.
+        """
         self._positives += positives
-        self._examples += counts - np.where(self._immediate, positives, 0)
+        self._examples += counts - late
         kept = np.minimum(_HORIZON / self._examples, 1.0)
         self._positives *= kept
         self._examples *= kept

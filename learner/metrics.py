@@ -30,6 +30,9 @@ class LearnerMetrics:
         self._told: dict[str, float] = {}
         self.examples = counter("anabranch_train_examples", "Labels learned from.", ("task",))
         self.positives = counter("anabranch_train_positives", "Positive labels learned from.", ("task",))
+        self.late_positives = counter(
+            "anabranch_train_late_positives", "Positive labels whose example had been learned as a negative.", ("task",)
+        )
         self.batch_seconds = Histogram(
             "anabranch_train_batch_seconds",
             "Time of one step.",
@@ -119,6 +122,7 @@ class LearnerMetrics:
         for index, task in enumerate(trainer.layout.tasks):
             yield self.examples.labels(task), f"examples {task}", float(trainer.n_learned[index])
             yield self.positives.labels(task), f"positives {task}", float(trainer.n_positives[index])
+            yield self.late_positives.labels(task), f"late {task}", float(trainer.n_late[index])
         yield self.nonfinite, "nonfinite", float(trainer.n_nonfinite)
         yield self.evicted.labels(_TABLE), "evicted", float(trainer.table.n_evicted)
         yield self.rejected.labels(_TABLE), "rejected", float(trainer.table.n_rejected)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from contracts.batch import Bools
 from contracts.settings import Settings
+from learner.delay import delayed_logits
 from learner.funnel import ROOT, inverse_propensity_loss, joint_logits
 from learner.imbalance import masked_focal
 from learner.losses import immediate_logits, masked_bce
@@ -17,6 +18,7 @@ class Objective:
     def __init__(self, settings: Settings) -> None:
         self._parents = settings.parents
         self._immediate = torch.tensor(settings.immediate_tasks)
+        self._delayed = torch.tensor(settings.delay_head_tasks)
         self._positive_weights = torch.tensor([task.positive_weight for task in settings.tasks])
         self._gammas = torch.tensor([task.focal_gamma for task in settings.tasks])
         self._plain = bool((self._positive_weights == 1).all() and (self._gammas == 0).all())
@@ -25,15 +27,21 @@ class Objective:
         self.settling: Bools = stages & (self._propensity_weight > 0)
         """Shape ``[T]``: tasks whose final labels are asked for, also where they were learned earlier."""
 
-    def __call__(self, conditional: Tensor, labels: Tensor, learn: Tensor, final: Tensor) -> Tensor:
+    def __call__(
+        self, conditional: Tensor, labels: Tensor, learn: Tensor, final: Tensor, late: Tensor | None = None
+    ) -> Tensor:
         """Mean loss per task, shape ``[T]``.
 
         :param conditional: logits, given the parent, shape ``[N, T]``.
         :param labels: shape ``[N, T]``.
         :param learn: shape ``[N, T]``, the labels to learn from.
         :param final: shape ``[N, T]``, the labels whose window closed with this row.
+        :param late: shape ``[N, T]``, what the delay head says; None: no task has one.
         """
-        scored = immediate_logits(joint_logits(conditional, self._parents), self._immediate)
+        joint = joint_logits(conditional, self._parents)
+        scored = immediate_logits(joint, self._immediate)
+        if late is not None:
+            scored = torch.where(self._delayed, delayed_logits(joint, late), scored)
         if self._plain:
             losses = masked_bce(scored, labels, learn)
         else:

@@ -17,7 +17,7 @@ class ExampleStore:
     def __init__(self, layout: Layout) -> None:
         n_tasks = len(layout.tasks)
         self._columns: dict[str, NDArray[Any]] = {
-            "ids": np.zeros((_FIRST_SLOTS, len(layout.fields)), np.int64),
+            "ids": np.zeros((_FIRST_SLOTS, layout.n_ids), np.int64),
             "history": np.zeros((_FIRST_SLOTS, len(layout.event_types), layout.history_length), np.int64),
             "dense": np.zeros((_FIRST_SLOTS, len(layout.dense)), np.float32),
             "log_q": np.zeros(_FIRST_SLOTS, np.float32),

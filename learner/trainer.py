@@ -24,6 +24,7 @@ from contracts.components import load
 from contracts.settings import Settings
 from learner.balancing._base import Balancer
 from learner.balancing._cosine import task_gradient_cosines
+from learner.delay import DelayHead
 from learner.drift._base import DriftDetector
 from learner.embedding import EmbeddingTable
 from learner.evaluation import Quality
@@ -62,9 +63,10 @@ class Trainer:
         self.table = EmbeddingTable(
             settings.embedding,
             self.network.embedding_width,
-            len(layout.fields),
+            layout.slots,
             len(layout.event_types),
             settings.seed,
+            settings.model.width if settings.model.history == "attention" else 0,
         )
         self.readout = Readout(settings)
         self.base_rates = self.readout.base_rates
@@ -79,6 +81,7 @@ class Trainer:
         self.gate_entropies: dict[str, float] = {}
         self.n_learned = np.zeros(len(layout.tasks), np.int64)
         self.n_positives = np.zeros(len(layout.tasks), np.int64)
+        self.n_late = np.zeros(len(layout.tasks), np.int64)
         self._n_steps = 0
         self._seed, self._dropout = settings.seed, train.dropout
         self._clip_norm = train.clip_norm
@@ -87,6 +90,8 @@ class Trainer:
             [task.weight for task in settings.tasks]
         )
         self._objective = Objective(settings)
+        n_embeddings = len(layout.fields) + len(layout.event_types)
+        self._delay = DelayHead(settings, n_embeddings * self.network.embedding_width + len(layout.dense))
         self._pull = Pull(self.network, train)
         self._parameters = list(self.network.parameters())
         self._weights = _flatten(self._parameters)
@@ -120,6 +125,7 @@ class Trainer:
         labels = np.concatenate([batch.labels[now], batch.matured_labels[then]])
         learn = np.concatenate([batch.learn[now], batch.matured_learn[then]])
         final = np.concatenate([batch.known[now], batch.matured_known[then]])
+        came_late = np.concatenate([np.zeros_like(batch.known[now]), batch.matured_late[then]])
         if not len(ids):
             self._take_scores(batch, raw)
             return
@@ -129,13 +135,15 @@ class Trainer:
         learned = self.readout.raw(conditional.detach()).numpy()
         raw[now] = learned[: len(now)]
         self._take_scores(batch, raw)
-        self.readout.calibrate(learned, labels, learn)
+        late = self._delay.late(embedded, dense) if self._delay.is_used else None
+        self.readout.calibrate(learned, labels, learn, None if late is None else late.numpy())
         if self._dropout:  # scored as served, without; learned with
             residual = with_dropout(self.network, embedded, dense, self._seed + self._n_steps)
             conditional = self.readout.conditional(residual)
         counts, positives = count_labels(labels, learn)
+        n_late = came_late.sum(0)
         losses = self._objective(
-            conditional, torch.from_numpy(labels), torch.from_numpy(learn), torch.from_numpy(final)
+            conditional, torch.from_numpy(labels), torch.from_numpy(learn), torch.from_numpy(final), late
         )
         self._n_steps += 1
         if self._n_steps % _LOOK_EVERY == 0:
@@ -145,7 +153,10 @@ class Trainer:
         if self._learn(total, embedded, ids, history, float(counts.max())):
             self.n_learned += counts
             self.n_positives += positives
-        self.base_rates.update(counts, positives)
+            self.n_late += n_late
+        if late is not None:
+            self._delay.learn(embedded.detach(), dense, late, learn & (labels > 0), came_late)
+        self.base_rates.update(counts, positives, n_late)
         self.table.decay(batch.watermark_ms)
 
     def _to_learn(self, batch: Batch) -> Bools:
@@ -169,10 +180,10 @@ class Trainer:
         }
 
     def _look_at_gates(self, embedded: torch.Tensor, dense: torch.Tensor) -> None:
-        if self.network.gated is not None:
-            with torch.no_grad():
-                entropies = gate_entropies(self.network.gated.gates(embedded, dense))
-            self.gate_entropies = dict(zip(self.layout.tasks, entropies.tolist(), strict=True))
+        with torch.no_grad():
+            weights = self.network.expert_weights(embedded, dense)
+        if weights is not None:
+            self.gate_entropies = dict(zip(self.layout.tasks, gate_entropies(weights).tolist(), strict=True))
 
     def measure(self, batch: Batch) -> None:
         """Count the quality of the labels that matured, without learning: at the end of a log."""
@@ -261,6 +272,7 @@ class Trainer:
             "table": self.table.save(),
             "balancing": self._balancer.state(),
             **self.readout.save(),
+            "delay": self._delay.save(),
             "examples": self._store.save(),
             "quality": quality_arrays,
         }
@@ -271,6 +283,7 @@ class Trainer:
             "n_nonfinite": self.n_nonfinite,
             "n_learned": self.n_learned.tolist(),
             "n_positives": self.n_positives.tolist(),
+            "n_late": self.n_late.tolist(),
         }
         return groups, state
 
@@ -289,12 +302,14 @@ class Trainer:
         self.table.load(groups["table"])
         self._balancer.restore(groups["balancing"])
         self.readout.load(groups)
+        self._delay.load(groups["delay"])
         self._store.load(groups["examples"])
         self.quality.restore(state["quality"], groups["quality"])
         for detector, saved in zip(self.detectors, state["detectors"], strict=True):
             detector.restore(saved)
         self._n_steps, self.n_nonfinite = state["n_steps"], state["n_nonfinite"]
         self.n_learned, self.n_positives = np.array(state["n_learned"]), np.array(state["n_positives"])
+        self.n_late = np.array(state["n_late"])
 
 
 def _slice(rows: Rows, start: int, end: int) -> Rows:

@@ -29,7 +29,7 @@ class Piece(NamedTuple):
     """N events of an open batch."""
 
     integers: Int64s  # [11, N]
-    attributes: tuple[Int64s, ...]  # of item, user and context, [N, categorical]
+    attributes: tuple[Int64s, ...]  # of item, user and context, [N, ids]
     numbers: tuple[Float32s, ...]  # [N, numeric]
     truth: Float32s | None  # [N, T], the simulator's probabilities
 
@@ -131,7 +131,7 @@ class EventBuffer:
                 for place, width in enumerate(widths)
             )
             for name, kind, widths in (
-                ("attributes", np.int64, [len(reader.categorical) for reader in self._readers]),
+                ("attributes", np.int64, [reader.n_ids for reader in self._readers]),
                 ("numbers", np.float32, [len(reader.numeric) for reader in self._readers]),
             )
         )

@@ -19,8 +19,11 @@ class _Seen:
         self.values: set[object] = set()
         self.numeric = True
         self.whole = True
+        self.several = False
 
     def add(self, value: object) -> None:
+        if isinstance(value, list):
+            self.several, value = True, tuple(value)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         self.numeric = self.numeric and is_number
         self.whole = self.whole and not (isinstance(value, float) and not value.is_integer())
@@ -28,6 +31,8 @@ class _Seen:
             self.values.add(value)
 
     def kind(self) -> str:
+        if self.several:
+            return "multi"
         quantity = self.numeric and (not self.whole or len(self.values) > _MAX_CODES)
         return "numeric" if quantity else "categorical"
 
@@ -36,13 +41,14 @@ def infer_fields(events: Iterable[Event], limit: int = 1_000) -> tuple[FieldSpec
     """The fields that the first ``limit`` events suggest, in order of first sight.
 
     Numbers are numeric when one is not whole or there are more than 20 different ones; all else is categorical.
-    Left out are attributes that never change, lists, and keys with a dot (settings cannot name them).
+    An attribute that is ever a list has several values. Left out are attributes that never change, and keys with a dot
+    (settings cannot name them).
     """
     seen: dict[str, _Seen] = {}
     for event in islice(events, limit):
         for owner, attributes in (("item", event.item), ("user", event.user), ("context", event.context)):
             for key, value in attributes.items():
-                if value is not None and key and "." not in key and not isinstance(value, list):
+                if value is not None and key and "." not in key:
                     seen.setdefault(f"{owner}.{key}", _Seen()).add(value)
     chosen = [(source, look.kind()) for source, look in seen.items() if len(look.values) > 1]
     return tuple(FieldSpec.model_validate({"source": source, "kind": kind}) for source, kind in chosen[:_MAX_FIELDS])

@@ -31,11 +31,15 @@ LABELLED, LATE, ORPHAN = 0, 1, 2
 # Places in `Join.counts`.
 _USED, _FREE, _RELEASED, _MATURED, _OPEN, _EVICTED, _PAIRS, _REQUESTS = range(8)
 # Columns of `Join.matured`.
-_SLOT, _LABELS, _KNOWN, _LEARN = range(4)
+_N_COLUMNS = 5
+_SLOT, _LABELS, _KNOWN, _LEARN, _LATE = range(_N_COLUMNS)
+
+
+_OF_SLOTS = ("opened_ms", "labels", "waiting", "learned", "pair", "request")
 
 
 class Join(NamedTuple):
-    """Open exposures in S slots, W distinct windows, P partitions.
+    """Open exposures in S slots, W distinct windows (waits among them), P partitions.
 
     Per window and partition, the waiting slots are a list in order of their time, linked both ways.
     """
@@ -43,6 +47,7 @@ class Join(NamedTuple):
     opened_ms: Int64s  # [S]
     labels: Int64s  # [S], bit mask of tasks
     waiting: Int64s  # [S], bit mask of tasks whose window is open
+    learned: Int64s  # [S], bit mask of tasks that learned the exposure; an outcome from now on is one positive more
     pair: Int64s  # [S], key of user and item
     request: Int64s  # [S], key of request and item; 0: none
     before: Int32s  # [W, S]
@@ -56,17 +61,18 @@ class Join(NamedTuple):
     pair_slots: Int32s
     request_keys: Int64s
     request_slots: Int32s
-    matured: Int64s  # [M, 4]: slot, then masks of tasks: labels, label final, to learn from now
+    matured: Int64s  # [M, 5]: slot, then masks of tasks: labels, label final, to learn from now, positives more
     counts: Int64s
     windows_ms: Int64s  # [W]
-    masks: Int64s  # [W], the tasks that wait this long
+    masks: Int64s  # [W], the tasks whose label is final after it
+    waits: Int64s  # [W], the tasks that learn the exposure after it, before their label is final
     task_windows_ms: Int64s  # [T]
     lateness_ms: int
     max_open: int
     delays: Int64s
     """Shape ``[T, 160]``: first outcomes by time since their exposure, see :func:`delay_bounds_ms`; not saved."""
-    learned_at_outcome: int
-    """Mask of the tasks whose positive is learned when its outcome comes."""
+    learned_at_once: int
+    """Mask of the tasks that learn an exposure before anything is known of it."""
 
 
 def delay_bounds_ms() -> NDArray[np.float64]:
@@ -107,6 +113,7 @@ def expose(join: Join, partition: Integer, time_ms: Integer, user: Integer, item
         join.counts[_USED] += 1
     join.opened_ms[slot] = time_ms
     join.labels[slot] = 0
+    join.learned[slot] = join.learned_at_once
     waiting: Integer = np.int64(0)
     for window in range(len(join.masks)):
         waiting |= join.masks[window]
@@ -148,8 +155,8 @@ def set_label(join: Join, slot: Integer, task: Integer) -> None:
     bit = np.int64(1) << task
     if join.labels[slot] & bit == 0:
         join.labels[slot] |= bit
-        if join.learned_at_outcome & bit != 0:
-            _tell(join, slot, bit, 0, bit)
+        if join.learned[slot] & bit != 0:
+            _tell(join, slot, bit, 0, bit, bit)
 
 
 @compiled
@@ -216,16 +223,18 @@ def _unlink_head(join: Join, window: Integer, partition: Integer) -> None:
 def _close(join: Join, window: Integer, partition: Integer, slot: Integer) -> None:
     mask = join.masks[window]
     _unlink_head(join, window, partition)
-    _tell(join, slot, join.labels[slot], mask, mask & ~join.learned_at_outcome)
+    learn = (mask | join.waits[window]) & ~join.learned[slot]
+    _tell(join, slot, join.labels[slot], mask, learn, 0)
+    join.learned[slot] |= learn
     join.waiting[slot] &= ~mask
     if join.waiting[slot] == 0:
         _release(join, slot)
 
 
 @compiled
-def _tell(join: Join, slot: Integer, labels: Integer, known: Integer, learn: Integer) -> None:
+def _tell(join: Join, slot: Integer, labels: Integer, known: Integer, learn: Integer, late: Integer) -> None:
     row = join.matured[join.counts[_MATURED]]
-    row[_SLOT], row[_LABELS], row[_KNOWN], row[_LEARN] = slot, labels, known, learn
+    row[_SLOT], row[_LABELS], row[_KNOWN], row[_LEARN], row[_LATE] = slot, labels, known, learn, late
     join.counts[_MATURED] += 1
 
 
@@ -269,6 +278,8 @@ class Matured(NamedTuple):
     """Tasks whose window closed: the label is final."""
     learn: Int64s
     """Tasks to learn from now."""
+    late: Int64s
+    """Those of them that learned the exposure as a negative before: one positive more."""
 
 
 class Joiner:
@@ -284,10 +295,11 @@ class Joiner:
     """
 
     def __init__(self, tasks: Sequence[Task], outcomes: Sequence[int], lateness_ms: int, max_open: int) -> None:
-        by_window: dict[int, int] = {}
-        for index in outcomes:
-            by_window[tasks[index].window_ms] = by_window.get(tasks[index].window_ms, 0) | 1 << index
-        n_windows = len(by_window)
+        delayed = [index for index in outcomes if tasks[index].delay == "delay_head"]
+        windows_ms = sorted(
+            {tasks[index].window_ms for index in outcomes} | {tasks[index].wait_ms for index in delayed}
+        )
+        n_windows = len(windows_ms)
         self.partitions: list[Partition] = []
         self._index: dict[Partition, int] = {}
         pair_keys, pair_slots = new_map(_FIRST_SLOTS)
@@ -296,6 +308,7 @@ class Joiner:
             opened_ms=np.zeros(_FIRST_SLOTS, np.int64),
             labels=np.zeros(_FIRST_SLOTS, np.int64),
             waiting=np.zeros(_FIRST_SLOTS, np.int64),
+            learned=np.zeros(_FIRST_SLOTS, np.int64),
             pair=np.zeros(_FIRST_SLOTS, np.int64),
             request=np.zeros(_FIRST_SLOTS, np.int64),
             before=np.full((n_windows, _FIRST_SLOTS), _NONE, np.int32),
@@ -309,15 +322,16 @@ class Joiner:
             pair_slots=pair_slots,
             request_keys=request_keys,
             request_slots=request_slots,
-            matured=np.zeros((_FIRST_SLOTS, 4), np.int64),
+            matured=np.zeros((_FIRST_SLOTS, _N_COLUMNS), np.int64),
             counts=np.zeros(8, np.int64),
-            windows_ms=np.array(sorted(by_window), np.int64),
-            masks=np.array([by_window[window_ms] for window_ms in sorted(by_window)], np.int64),
+            windows_ms=np.array(windows_ms, np.int64),
+            masks=_masks(windows_ms, {index: tasks[index].window_ms for index in outcomes}),
+            waits=_masks(windows_ms, {index: tasks[index].wait_ms for index in delayed}),
             task_windows_ms=np.array([task.window_ms for task in tasks], np.int64),
             lateness_ms=lateness_ms,
             max_open=max_open,
             delays=np.zeros((len(tasks), _DELAY_CELLS), np.int64),
-            learned_at_outcome=sum(1 << index for index in outcomes if tasks[index].delay == "fnc_in_loss"),
+            learned_at_once=sum(1 << index for index in outcomes if tasks[index].delay == "fnc_in_loss"),
         )
 
     @property
@@ -362,12 +376,12 @@ class Joiner:
         n_slots = counts[_USED] + max(n_events - counts[_FREE], 0)
         if n_slots > len(state.opened_ms):
             n_slots = max(n_slots, len(state.opened_ms) * 3 // 2)
-            names = ("opened_ms", "labels", "waiting", "pair", "request", "before", "after", "free", "released")
+            names = (*_OF_SLOTS, "before", "after", "free", "released")
             self._replace(**{name: _grown(getattr(state, name), n_slots) for name in names})
         # Each event may label once, open once and close every window there is. Most of it is never touched.
         n_told = counts[_MATURED] + n_events + (counts[_OPEN] + n_events) * len(state.windows_ms)
         if n_told > len(state.matured):
-            matured = np.empty((max(n_told, len(state.matured) * 3 // 2), 4), np.int64)
+            matured = np.empty((max(n_told, len(state.matured) * 3 // 2), _N_COLUMNS), np.int64)
             matured[: counts[_MATURED]] = state.matured[: counts[_MATURED]]
             self._replace(matured=matured)
         for name, place in (("pair", _PAIRS), ("request", _REQUESTS)):
@@ -395,7 +409,7 @@ class Joiner:
     def save(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and small state."""
         state, n_used = self.state, self.state.counts[_USED]
-        arrays = {name: getattr(state, name)[:n_used] for name in ("opened_ms", "labels", "waiting", "pair", "request")}
+        arrays = {name: getattr(state, name)[:n_used] for name in _OF_SLOTS}
         arrays |= {name: np.ascontiguousarray(getattr(state, name)[:, :n_used]) for name in ("before", "after")}
         n_partitions = len(self.partitions)
         arrays |= {name: np.ascontiguousarray(getattr(state, name)[:, :n_partitions]) for name in ("head", "tail")}
@@ -418,7 +432,7 @@ class Joiner:
         n_used, n_partitions = len(arrays["opened_ms"]), len(self.partitions)
         self.state.counts[:] = arrays["counts"]
         self.reserve(n_used)
-        for name in ("opened_ms", "labels", "waiting", "pair", "request"):
+        for name in _OF_SLOTS:
             getattr(self.state, name)[:n_used] = arrays[name]
         for name in ("before", "after"):
             getattr(self.state, name)[:, :n_used] = arrays[name]
@@ -434,6 +448,11 @@ class Joiner:
 
     def _replace(self, **arrays: Any) -> None:
         self.state = self.state._replace(**arrays)
+
+
+def _masks(windows_ms: Sequence[int], of_tasks: dict[int, int]) -> Int64s:
+    """For each window the mask of the tasks that have it."""
+    return np.array([sum(1 << task for task, ms in of_tasks.items() if ms == one) for one in windows_ms], np.int64)
 
 
 def _grown(array: NDArray[Any], length: int, fill: int = 0) -> NDArray[Any]:

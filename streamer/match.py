@@ -100,7 +100,7 @@ class Gatherer:
         )
 
     def attributes(self, events: Sequence[Event]) -> tuple[tuple[Int64s, ...], tuple[Float32s, ...]]:
-        """What the model reads, of item, user and context: ``[N, categorical]`` hashes, ``[N, numeric]`` numbers."""
+        """What the model reads, of item, user and context: ``[N, n_ids]`` hashes, ``[N, numeric]`` numbers."""
         maps: tuple[list[Mapping[str, object]], ...] = (
             [event.item for event in events],
             [event.user for event in events],

@@ -262,6 +262,7 @@ class Ingest:
             matured_labels=_bits(matured.labels, n_tasks).astype(np.float32),
             matured_known=_bits(matured.known, n_tasks),
             matured_learn=_bits(matured.learn, n_tasks),
+            matured_late=_bits(matured.late, n_tasks),
             ranking=self._ranking(encoded, task),
             new_item_events=np.bincount(task[counted], minlength=n_tasks),
             n_events=n_events,
@@ -280,6 +281,7 @@ class Ingest:
                 matured_labels=batch.matured_labels[portion],
                 matured_known=batch.matured_known[portion],
                 matured_learn=batch.matured_learn[portion],
+                matured_late=batch.matured_late[portion],
             )
 
     def _ranking(self, encoded: Encoded, task: Int64s) -> RankingRows | None:

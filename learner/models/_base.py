@@ -71,12 +71,14 @@ class Network(nn.Module):
         module = load("learner.models", name)
         n_tasks = len(layout.tasks)
         self.embedding_width = settings.width * (n_tasks if module.EMBEDDINGS_PER_TASK else 1)
-        shape = Shape(n_tasks, len(layout.fields) + len(layout.event_types), settings.width, len(layout.dense))
+        self._embedded = (*layout.fields, *(f"history {kind}" for kind in layout.event_types))
+        shape = Shape(n_tasks, len(self._embedded), settings.width, len(layout.dense))
         # The modules draw their initial weights from torch's global generator: fork it, so that nobody else notices.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.deep: nn.Module = module.build(shape, settings)
             self.wide = nn.Linear(len(layout.dense), n_tasks, bias=False)
+            self.gates = nn.Parameter(torch.ones(shape.n_embeddings)) if settings.field_gates else None
             self.common = None if module.EMBEDDINGS_PER_TASK else nn.Linear(len(layout.dense), 1, bias=False)
         nn.init.zeros_(self.wide.weight)
         if self.common is not None:
@@ -94,14 +96,28 @@ class Network(nn.Module):
         :param dense: shape ``[N, D]``.
         :returns: shape ``[N, T]``.
         """
+        embeddings = self._weighted(embeddings)
         wide = self.wide.weight if self.common is None else self.wide.weight + self.common.weight
         logits: Tensor = torch.addmm(self.deep(embeddings, dense), dense, wide.t())
         return logits
+
+    def field_weights(self) -> dict[str, float]:
+        """How much of each id field and each type's history the deep part takes, by name; empty without gates."""
+        if self.gates is None:
+            return {}
+        return dict(zip(self._embedded, self.gates.detach().abs().tolist(), strict=True))
 
     @property
     def gated(self) -> Gated | None:
         """The deep part, if its tasks weigh experts."""
         return self.deep if isinstance(self.deep, Gated) else None
+
+    def expert_weights(self, embeddings: Tensor, dense: Tensor) -> Tensor | None:
+        """How each task weighs the experts for these rows, shape ``[T, G, N]``; None where it weighs none."""
+        return None if self.gated is None else self.gated.gates(self._weighted(embeddings), dense)
+
+    def _weighted(self, embeddings: Tensor) -> Tensor:
+        return embeddings if self.gates is None else embeddings * self.gates[:, None]
 
 
 def gate_entropies(gates: Tensor) -> Tensor:

@@ -26,9 +26,10 @@ class FrozenModel:
         self._table = EmbeddingTable(
             settings.embedding,
             self._network.embedding_width,
-            len(layout.fields),
+            layout.slots,
             len(layout.event_types),
             settings.seed,
+            settings.model.width if settings.model.history == "attention" else 0,
         )
         self._table.load(groups["table"])
         self._readout = Readout(settings)

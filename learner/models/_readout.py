@@ -37,10 +37,10 @@ class Readout:
     def __init__(self, settings: Settings) -> None:
         n_tasks = len(settings.tasks)
         self.parents = settings.parents
-        self.base_rates = BaseRates(n_tasks, np.array(settings.immediate_tasks, np.bool_))
+        self.base_rates = BaseRates(n_tasks)
         self.platt = OnlinePlatt(n_tasks)
         self._n_positives = np.zeros(n_tasks, np.int64)
-        self._immediate = settings.immediate_tasks
+        self._immediate, self._delayed = settings.immediate_tasks, settings.delay_head_tasks
         self._sampled = np.array(settings.sampled_tasks, np.bool_)
         self._calibrates = settings.train.calibration
         self.calibrated: list[int] = np.flatnonzero(~self._sampled & self._calibrates).tolist()
@@ -57,14 +57,17 @@ class Readout:
         """Shape ``[N, T]`` to the same."""
         return capped(self.platt.logits(raw), self.parents) if self.calibrated else raw
 
-    def calibrate(self, raw: Float32s, labels: Float32s, learn: Bools) -> None:
-        """Learn from a batch's labels, shapes ``[N, T]``."""
+    def calibrate(self, raw: Float32s, labels: Float32s, learn: Bools, late: Float32s | None = None) -> None:
+        """Learn from a batch's labels, shapes ``[N, T]``; ``late``: what the delay head says, if a task has one."""
         for task in self.calibrated:
             rows = learn[:, task]
             self._n_positives[task] += np.count_nonzero(labels[rows, task])
             if self._n_positives[task] < _FIRST_POSITIVES:
                 continue
-            self.platt.update(task, raw[rows, task], labels[rows, task], immediate=self._immediate[task])
+            share: Float32s | float = float(self._immediate[task])
+            if late is not None and self._delayed[task]:
+                share = late[rows, task]
+            self.platt.update(task, raw[rows, task], labels[rows, task], share)
 
     def comparable(self, residual: Tensor, log_q: Float32s) -> Float32s:
         """Logits that compare items; what scoring serves.

@@ -15,17 +15,19 @@ from hypothesis import strategies as st
 from contracts.batch import Rows
 from contracts.settings import Settings
 from features.encoder import Encoded, Encoder, EventColumns
-from features.hashing import hash_id, missing_id
+from features.hashing import EMPTY, hash_id, missing_id
 from features.profiles import load_profiles, new_profiles, save_profiles
 from features.schema import COVISITS, AttributeReader, FeatureSchema
 
 HALF_LIVES_S = (60, 3600)
-FIELDS: list[dict[str, str]] = [
+FIELDS: list[dict[str, Any]] = [
     {"source": "item.category"},
+    {"source": "item.tags", "kind": "multi", "slots": 3},
     {"source": "item.brand"},
     {"source": "item.price", "kind": "numeric"},
     {"source": "user.country"},
     {"source": "user.age", "kind": "numeric"},
+    {"source": "user.about", "kind": "text", "slots": 2},
     {"source": "context.device"},
     {"source": "context.hour", "kind": "numeric"},
 ]
@@ -68,7 +70,7 @@ def _encoder(users: int = 1000, items: int = 1000, seed: int = 0, **kwargs: int)
 
 def _told(reader: AttributeReader, maps: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     read = [reader(attributes) for attributes in maps]
-    hashes = np.array([hashes for hashes, _ in read], np.int64).reshape(len(maps), len(reader.categorical))
+    hashes = np.array([hashes for hashes, _ in read], np.int64).reshape(len(maps), reader.n_ids)
     return hashes, np.array([numbers for _, numbers in read], np.float32).reshape(len(maps), len(reader.numeric))
 
 
@@ -109,6 +111,10 @@ def _score(encoder: Encoder, event: Happened, items: list[int]) -> tuple[Rows, b
     )
 
 
+def _tags(rng: np.random.Generator) -> list[str]:
+    return [f"t{tag}" for tag in rng.integers(6, size=rng.integers(5))]
+
+
 def _stream(n_events: int, seed: int, n_users: int = 12, n_items: int = 30, **changes: Any) -> list[Happened]:
     rng = np.random.default_rng(seed)
 
@@ -127,8 +133,8 @@ def _stream(n_events: int, seed: int, n_users: int = 12, n_items: int = 30, **ch
             emit=bool(rng.random() < 0.8),
             negatives=int(rng.integers(4)),
             keep=bool(rng.random() < 0.5),
-            about_item=maybe(category=item % 4, brand=f"b{item % 3}", price=float(rng.lognormal(3))),
-            about_user=maybe(country=user % 3, age=20 + user),
+            about_item=maybe(category=item % 4, brand=f"b{item % 3}", price=float(rng.lognormal(3)), tags=_tags(rng)),
+            about_user=maybe(country=user % 3, age=20 + user, about=" ".join(_tags(rng))),
             context=maybe(device="phone", hour=int(rng.integers(24))),
         )
         events.append(replace(event, **changes))
@@ -334,7 +340,8 @@ def test_sampled_items_are_known_ones_and_never_the_positive() -> None:
         assert set(sampled[:, 1].tolist()) <= known - {event.item, 0}
         # Only the item is another one: user, context and their features are the exposure's.
         assert (sampled[:, 0] == event.user).all()
-        assert (sampled[:, 4:] == shown[:, 4:]).all()
+        of_user = 2 + encoder.schema.item.n_ids
+        assert (sampled[:, of_user:] == shown[:, of_user:]).all()
         assert len(sampled) <= event.negatives
 
 
@@ -440,7 +447,13 @@ def test_an_event_that_is_only_remembered_gives_no_row() -> None:
 
 
 def _ids(encoder: Encoder, rows: Rows, row: int = 0) -> dict[str, int]:
-    return dict(zip(encoder.schema.layout.fields, rows.ids[row].tolist(), strict=True))
+    return {name: slots[0] for name, slots in _slots(encoder, rows, row).items()}
+
+
+def _slots(encoder: Encoder, rows: Rows, row: int = 0) -> dict[str, list[int]]:
+    layout = encoder.schema.layout
+    parts = np.split(rows.ids[row], np.cumsum(layout.slots)[:-1])
+    return dict(zip(layout.fields, [part.tolist() for part in parts], strict=True))
 
 
 def test_an_item_keeps_the_attributes_it_was_last_seen_with() -> None:
@@ -467,8 +480,25 @@ def test_what_the_event_says_wins_over_what_is_known() -> None:
 def test_what_nobody_told_is_an_id_of_its_own() -> None:
     encoder = _encoder()
     rows = _encode(encoder, [Happened(keep=True)]).rows
-    for name, value in list(_ids(encoder, rows).items())[2:]:
+    for name, (value, *others) in list(_slots(encoder, rows).items())[2:]:
         assert value == missing_id(name)
+        assert set(others) <= {EMPTY}
+
+
+def test_of_a_field_of_several_values_the_latest_ones_count_and_none_of_an_earlier_time_remains() -> None:
+    encoder = _encoder()
+    _encode(encoder, [Happened(item=1, about_item={"tags": ["a", "b", "c"]}, about_user={"about": "Red Shoes, red!"})])
+    one, two, red, shoes = (
+        *(hash_id("item.tags", tag) for tag in ("d", "b")),
+        *(hash_id("user.about", word) for word in ("red", "shoes")),
+    )
+    rows = _encode(encoder, [Happened(item=1, time_ms=1, about_item={"tags": ["d", "b"]}), Happened(time_ms=2)]).rows
+    for row in (0, 1):
+        slots = _slots(encoder, rows, row)
+        assert slots["item.tags"] == [one, two, EMPTY]
+        assert slots["user.about"] == [red, shoes]
+    rows = _encode(encoder, [Happened(item=1, time_ms=3, about_item={"tags": []})]).rows
+    assert _slots(encoder, rows)["item.tags"] == [missing_id("item.tags"), EMPTY, EMPTY]
 
 
 def test_context_is_of_the_moment_only() -> None:

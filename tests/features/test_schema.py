@@ -3,7 +3,7 @@
 import math
 
 from contracts.settings import FieldSpec, Settings
-from features.hashing import hash_id
+from features.hashing import EMPTY, hash_id, missing_id
 from features.schema import AttributeReader, FeatureSchema
 
 PRICE = FieldSpec(source="item.price", kind="numeric")
@@ -26,6 +26,35 @@ def test_numbers_that_a_column_cannot_hold_are_not_known() -> None:
 
 def test_a_list_is_one_value() -> None:
     assert AttributeReader((BRAND,))({"brand": ["a", "b"]})[0] == [hash_id("item.brand", ["a", "b"])]
+
+
+def test_several_labels_are_a_list_or_a_text_and_the_first_distinct_ones_count() -> None:
+    read = AttributeReader((FieldSpec(source="item.tags", kind="multi", slots=3), BRAND))
+    brand, a, b, c = hash_id("item.brand", "x"), *(hash_id("item.tags", tag) for tag in "abc")
+    for tags in (["a", "b", "a", None], "a| b|a|"):
+        assert read({"tags": tags, "brand": "x"})[0] == [brand, a, b, EMPTY]
+    assert read({"tags": ["a", "b", "c", "d"]})[0] == [0, a, b, c]
+    assert read({"tags": 7})[0] == [0, hash_id("item.tags", "7"), EMPTY, EMPTY]
+    assert read({"tags": None})[0] == [0, 0, 0, 0]
+    for nothing in ([], "", [None]):
+        assert read({"tags": nothing})[0] == [0, missing_id("item.tags"), EMPTY, EMPTY]
+
+
+def test_a_text_is_its_words_in_any_case() -> None:
+    read = AttributeReader((FieldSpec(source="item.title", kind="text", slots=4),))
+    words = [hash_id("item.title", word) for word in ("große", "katze", "2")]
+    assert read({"title": "Große KATZE, große: 2"})[0] == [hash_id("item.title", "grosse"), *words[1:], EMPTY]
+    assert read.columns([{"title": "katze"}, {}])[0].tolist() == [[words[1], *[EMPTY] * 3], [0] * 4]
+
+
+def test_columns_are_what_the_reader_says_of_each_event() -> None:
+    read = AttributeReader((PRICE, FieldSpec(source="item.tags", kind="multi"), BRAND))
+    maps: list[dict[str, object]] = [{"tags": ["a"], "brand": "x"}, {}, {"tags": "a|b|c|d|e", "price": 3}]
+    hashes, numbers = read.columns(maps)
+    assert hashes.tolist() == [read(one)[0] for one in maps]
+    assert hashes.shape == (3, read.n_ids) == (3, 5)
+    assert numbers[2, 0] == 3
+    assert read.columns([])[0].shape == (0, 5)
 
 
 def test_fields_stand_by_owner_whatever_their_order_in_the_settings() -> None:

@@ -45,7 +45,7 @@ def _layout(settings: Settings) -> Layout:
 
 
 def _rows(layout: Layout, n: int, rng: np.random.Generator) -> Rows:
-    ids = rng.integers(1, N_ITEMS, (n, len(layout.fields))) + 1000 * np.arange(1, len(layout.fields) + 1)
+    ids = rng.integers(1, N_ITEMS, (n, layout.n_ids)) + 1000 * np.arange(1, layout.n_ids + 1)
     history = rng.integers(1, N_ITEMS, (n, len(layout.event_types), layout.history_length)) + 2000
     history[rng.random(history.shape) < 0.4] = 0
     dense = rng.normal(size=(n, len(layout.dense))).astype(np.float32)
@@ -74,7 +74,8 @@ def _batch(layout: Layout, n: int, rng: np.random.Generator, index: int = 0, **c
         "first_event_ms": START_MS + index * 1000,
     }
     made |= columns
-    made = {"learn": made["known"], "matured_learn": made["matured_known"], **made}
+    no_late = np.zeros_like(made["matured_known"])
+    made = {"learn": made["known"], "matured_learn": made["matured_known"], "matured_late": no_late, **made}
     return Batch(**made)
 
 
@@ -123,6 +124,7 @@ def _stream(settings: Settings, n_batches: int, n: int = 48, seed: int = 0) -> l
                 matured_labels=matured_labels,
                 matured_known=matured_known,
                 learn=known | ((slot >= 0)[:, None] & immediate),
+                matured_late=matured_known & immediate & (matured_labels > 0),
                 matured_learn=matured_known & (~immediate | (matured_labels > 0)),
                 ranking=ranking,
                 new_item_events=np.array([1] + [0] * (n_tasks - 1), np.int64),

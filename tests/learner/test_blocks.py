@@ -10,7 +10,7 @@ from learner.models._base import Network
 from learner.models._blocks import CommonTowers, ExpertDropout, ParallelMlp, mixtures
 
 ROWS = (1, 63, 64, 100)
-LAYOUT = Layout(("view", "buy"), ("user_id", "item_id"), ("d0", "d1", "d2"), ("view",), 4)
+LAYOUT = Layout(("view", "buy"), ("user_id", "item_id"), (1, 1), ("d0", "d1", "d2"), ("view",), 4)
 
 
 def inputs(n, seed=0):

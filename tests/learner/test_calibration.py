@@ -63,7 +63,7 @@ def test_on_a_stream_of_early_negatives_and_late_positives_it_finds_the_probabil
         calibrated[now] = calibrator.logits(raw[now][:, None])[:, 0]
         positives, late = late[0], [*late[1:], now[labels[now] > 0]]
         told = np.concatenate([np.zeros(len(now)), np.ones(len(positives))]).astype(np.float32)
-        calibrator.update(0, raw[np.concatenate([now, positives])], told, immediate=True)
+        calibrator.update(0, raw[np.concatenate([now, positives])], told, 1.0)
     half = slice(len(raw) // 2, None)
     assert log_loss(calibrated[half], labels[half]) / log_loss(logits[half], labels[half]) - 1 < 2e-3
     assert sigmoid(calibrated[half]).sum() / labels[half].sum() == pytest.approx(1, abs=0.05)

@@ -8,6 +8,7 @@ import torch
 
 from contracts.batch import Rows
 from contracts.settings import EmbeddingSettings
+from features.hashing import EMPTY
 from learner.embedding import NO_ROW, EmbeddingTable, capacity_for, row_bytes
 
 N_FIELDS, N_TYPES, WIDTH = 3, 2, 5
@@ -18,7 +19,7 @@ def table(admit_after=1, max_mib=1.0, seed=0):
     settings = EmbeddingSettings(
         max_mib=max_mib, admit_after=admit_after, learning_rate=LEARNING_RATE, initial_accumulator=INITIAL
     )
-    return EmbeddingTable(settings, WIDTH, N_FIELDS, N_TYPES, seed)
+    return EmbeddingTable(settings, WIDTH, (1,) * N_FIELDS, N_TYPES, seed)
 
 
 def rows_of(ids, history=None):
@@ -44,7 +45,7 @@ def by_row(made):
 
 def test_accumulators_halve_with_event_time_down_to_their_initial_value() -> None:
     settings = EmbeddingSettings.model_validate({"max_mib": 1.0, "admit_after": 1, "accumulator_half_life": "16s"})
-    made, rng = EmbeddingTable(settings, WIDTH, N_FIELDS, N_TYPES, 0), np.random.default_rng(0)
+    made, rng = EmbeddingTable(settings, WIDTH, (1,) * N_FIELDS, N_TYPES, 0), np.random.default_rng(0)
     ids, history = see(made, *random_examples(rng, 30))
     made.update(ids, history, torch.ones(30, N_FIELDS + N_TYPES, WIDTH), 1.0)
     initial = settings.initial_accumulator
@@ -239,3 +240,33 @@ def test_a_saved_and_loaded_table_goes_on_identically_through_evictions(assert_s
         torch.testing.assert_close(learn(straight, rng), learn(resumed, other), rtol=0, atol=0)
     assert straight.n_evicted > 0
     assert_same(straight.save(), resumed.save())
+
+
+def test_a_field_of_several_values_is_their_mean_and_each_learns_its_share() -> None:
+    """Beside fields of one value; what an empty slot holds is nobody's row and is never admitted."""
+    settings = EmbeddingSettings(max_mib=1.0, admit_after=2, learning_rate=LEARNING_RATE, initial_accumulator=INITIAL)
+    made = EmbeddingTable(settings, WIDTH, (1, 1, 3), N_TYPES, 0)
+    ids = [[1, 2, 11, 12, EMPTY], [1, 2, 11, EMPTY, EMPTY], [1, 2, EMPTY, EMPTY, EMPTY]]
+    for _ in range(2):
+        rows, history = see(made, ids)
+    assert (rows[:, 2:] == NO_ROW).tolist() == [[False, False, True], [False, True, True], [True] * 3]
+    assert made.n_rows == 3 + 4
+    gradient = torch.randn(3, 3 + N_TYPES, WIDTH, generator=torch.Generator().manual_seed(1))
+    before, _ = by_row(made)
+    embedded = made.embed(rows, history).numpy()
+    np.testing.assert_allclose(embedded[0, 2], before[rows[0, 2:4]].mean(0), rtol=1e-6)
+    np.testing.assert_allclose(embedded[1, 2], before[rows[1, 2]], rtol=1e-6)
+    assert not embedded[2, 2].any()
+    made.update(rows, history, gradient, 1.0)
+    after, _ = by_row(made)
+    of_field = gradient[:, 2].numpy()
+    for row, summed in ((rows[0, 2], of_field[0] / 2 + of_field[1]), (rows[0, 3], of_field[0] / 2)):
+        step = LEARNING_RATE * summed / np.sqrt(INITIAL + (summed**2).mean())
+        np.testing.assert_allclose(before[row] - after[row], step, rtol=1e-4)
+
+
+def test_unadmitted_labels_of_a_field_train_its_one_cold_row() -> None:
+    settings = EmbeddingSettings(max_mib=1.0, admit_after=9)
+    made = EmbeddingTable(settings, WIDTH, (1, 1, 3), N_TYPES, 0)
+    rows, _ = see(made, [[1, 2, 11, 12, 13]])
+    assert rows.tolist() == [[0, 1, 2, 2, 2]]

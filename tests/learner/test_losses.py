@@ -61,7 +61,7 @@ def test_shapes_that_differ_are_refused() -> None:
 
 
 def test_base_rates_are_the_share_of_positives_among_the_known() -> None:
-    rates = BaseRates(2, WAIT[:2])
+    rates = BaseRates(2)
     np.testing.assert_allclose(rates.rates, [0.05, 0.05])
     labels = np.zeros((1000, 2), np.float32)
     labels[:300, 0] = 1
@@ -74,7 +74,7 @@ def test_base_rates_are_the_share_of_positives_among_the_known() -> None:
 
 
 def test_base_rates_follow_a_change_and_stay_finite_when_positives_stay_away() -> None:
-    rates = BaseRates(1, WAIT[:1])
+    rates = BaseRates(1)
     known = np.ones((50_000, 1), np.bool_)
     for _ in range(20):
         rates.update(*count_labels(np.ones((50_000, 1), np.float32), known))
@@ -90,7 +90,7 @@ def test_base_rates_follow_a_change_and_stay_finite_when_positives_stay_away() -
 
 def test_base_rates_go_on_from_what_they_saved() -> None:
     rng = np.random.default_rng(1)
-    straight, resumed = BaseRates(2, WAIT[:2]), BaseRates(2, WAIT[:2])
+    straight, resumed = BaseRates(2), BaseRates(2)
     batches = [(rng.random((5, 2)) < 0.5).astype(np.float32) for _ in range(6)]
     known = np.ones((5, 2), np.bool_)
     for labels in batches[:3]:
@@ -102,11 +102,12 @@ def test_base_rates_go_on_from_what_they_saved() -> None:
     np.testing.assert_array_equal(straight.rates, resumed.rates)
 
 
-def test_of_a_task_that_does_not_wait_a_positive_is_no_example_of_its_own() -> None:
-    rates = BaseRates(2, np.array([True, False]))
+def test_a_positive_of_an_example_learned_before_is_no_example_of_its_own() -> None:
+    rates = BaseRates(2)
     shown = np.zeros((1000, 2), np.float32)
     rates.update(*count_labels(shown, np.ones((1000, 2), np.bool_)))  # every exposure, at once
-    rates.update(*count_labels(np.ones((300, 2), np.float32), np.ones((300, 2), np.bool_)))  # the outcomes, later
+    counts = count_labels(np.ones((300, 2), np.float32), np.ones((300, 2), np.bool_))
+    rates.update(*counts, np.array([300, 0]))  # the first task's outcomes, later
     np.testing.assert_allclose(rates.rates, [300.5 / 1010, 300.5 / 1310])
 
 

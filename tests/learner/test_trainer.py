@@ -66,6 +66,7 @@ def only_matured(batch, slot, labels, known):
         matured_labels=labels,
         matured_known=known,
         matured_learn=known,
+        matured_late=np.zeros_like(known),
     )
 
 
@@ -133,6 +134,7 @@ def test_learned_at_once_as_negatives_the_probabilities_are_those_of_the_final_l
                 matured_labels=np.zeros((0, 1), np.float32) if ripe is None else ripe,
                 matured_known=none[:0] if ripe is None else ~none,
                 matured_learn=none[:0] if ripe is None else ripe > 0,
+                matured_late=none[:0] if ripe is None else ripe > 0,
             )
         )
     report = trainer.quality.report()["click"]["last_half"]
@@ -180,7 +182,12 @@ def test_labels_that_mature_in_their_own_batch_are_counted_at_the_score_before_l
     last = make_batch(layout, 64, rng, 12)
     known = np.ones((64, 3), np.bool_)
     last = replace(
-        waiting(last, slot), matured_slot=slot, matured_labels=last.labels, matured_known=known, matured_learn=known
+        waiting(last, slot),
+        matured_slot=slot,
+        matured_labels=last.labels,
+        matured_known=known,
+        matured_learn=known,
+        matured_late=np.zeros_like(known),
     )
     straight.step(last)
     flipped.step(replace(last, matured_labels=1 - last.matured_labels))

@@ -34,8 +34,12 @@ def test_one_broken_number_makes_a_quantity_and_one_word_a_label() -> None:
     assert kinds({"x": 1.5}, {"x": 2.5}, {"x": "unknown"}) == {"item.x": "categorical"}
 
 
-def test_constants_lists_missing_values_and_dotted_keys_are_left_out() -> None:
-    assert kinds({"c": 1, "l": [1], "n": None, "a.b": "x"}, {"c": 1, "l": [2], "n": None, "a.b": "y"}) == {}
+def test_constants_missing_values_and_dotted_keys_are_left_out() -> None:
+    assert kinds({"c": 1, "l": [1], "n": None, "a.b": "x"}, {"c": 1, "l": [1], "n": None, "a.b": "y"}) == {}
+
+
+def test_a_list_is_several_labels() -> None:
+    assert kinds({"x": [1, 2]}, {"x": 3}) == {"item.x": "multi"}
 
 
 def test_only_the_first_events_are_looked_at() -> None:

@@ -11,10 +11,11 @@ from contracts.settings import Task
 from streamer.join import LABELLED, LATE, ORPHAN, Joiner, advance, delay_bounds_ms, expose, label
 
 P0, P1 = ("events", 0), ("events", 1)
-WINDOWS_MS = (0, 10, 30, 10)  # the exposure's own task waits for nothing
-DELAYS = ("wait", "wait", "fnc_in_loss", "fnc_in_loss")
-CLICK, PURCHASE, SHARE = 1, 2, 3
-OUTCOMES = (CLICK, PURCHASE, SHARE)
+WINDOWS_MS = (0, 10, 30, 10, 10)  # the exposure's own task waits for nothing
+DELAYS = ("wait", "wait", "fnc_in_loss", "fnc_in_loss", "delay_head")
+WAIT_MS = 4  # of the delay head
+CLICK, PURCHASE, SHARE, CART = 1, 2, 3, 4
+OUTCOMES = (CLICK, PURCHASE, SHARE, CART)
 USER, OTHER = 1 << 40, 2 << 40
 
 
@@ -38,27 +39,33 @@ class Driven(Joiner):
 
 def _joiner(lateness_ms: int = 0, max_open: int = 1000) -> Driven:
     tasks = [
-        Task.model_validate({"name": f"t{n}", "window": f"{window_ms}ms", "delay": delay})
+        Task.model_validate({"name": f"t{n}", "window": f"{window_ms}ms", "delay": delay, "wait": f"{WAIT_MS}ms"})
         for n, (window_ms, delay) in enumerate(zip(WINDOWS_MS, DELAYS, strict=True))
     ]
     return Driven(tasks, OUTCOMES, lateness_ms, max_open)
 
 
-Became = tuple[int, set[int], set[int], set[int]]
-"""Slot, labels, tasks whose label is final, tasks to learn from now; labels only of these tasks."""
+Became = tuple[int, set[int], set[int], set[int], set[int]]
+"""Slot, labels, tasks whose label is final, tasks to learn from now, positives more; labels only of these tasks."""
 
 
 def _taken(joiner: Joiner) -> list[Became]:
     matured = joiner.take_matured()
     return [
-        (slot, *({task for task in OUTCOMES if mask & 1 << task} for mask in (labels & (known | learn), known, learn)))
-        for slot, labels, known, learn in zip(*(column.tolist() for column in matured), strict=True)
+        (
+            slot,
+            *(
+                {task for task in OUTCOMES if mask & 1 << task}
+                for mask in (labels & (known | learn), known, learn, late)
+            ),
+        )
+        for slot, labels, known, learn, late in zip(*(column.tolist() for column in matured), strict=True)
     ]
 
 
 def _final(joiner: Joiner) -> list[tuple[int, set[int], set[int]]]:
     """Slot, labels and tasks of the windows that closed."""
-    return [(slot, labels, known) for slot, labels, known, _ in _taken(joiner) if known]
+    return [(slot, labels, known) for slot, labels, known, *_ in _taken(joiner) if known]
 
 
 def test_an_outcome_labels_its_exposure_and_each_window_closes_for_itself() -> None:
@@ -68,7 +75,7 @@ def test_an_outcome_labels_its_exposure_and_each_window_closes_for_itself() -> N
     joiner.advance(P0, 110)
     assert _final(joiner) == []
     joiner.advance(P0, 111)
-    assert _final(joiner) == [(slot, {CLICK}, {CLICK, SHARE})]
+    assert _final(joiner) == [(slot, {CLICK}, {CLICK, SHARE, CART})]
     assert joiner.label(PURCHASE, 130, USER, 2, 0) == "labelled"
     joiner.advance(P0, 131)
     assert _final(joiner) == [(slot, {PURCHASE}, {PURCHASE})]
@@ -181,7 +188,7 @@ def test_at_the_end_of_a_log_every_open_window_closes_as_it_stands() -> None:
     slot = joiner.expose(P0, 100, USER, 2, 0)
     joiner.label(PURCHASE, 101, USER, 2, 0)
     joiner.close_all()
-    assert _final(joiner) == [(slot, set(), {CLICK, SHARE}), (slot, {PURCHASE}, {PURCHASE})]
+    assert _final(joiner) == [(slot, set(), {CLICK, SHARE, CART}), (slot, {PURCHASE}, {PURCHASE})]
     assert joiner.n_open == 0
 
 
@@ -191,9 +198,30 @@ def test_a_label_is_learned_once_at_its_outcome_or_at_the_end_of_its_window() ->
     slot = joiner.expose(P0, 100, USER, 2, 0)
     for task in (CLICK, SHARE, SHARE):
         assert joiner.label(task, 105, USER, 2, 0) == "labelled"
-    assert _taken(joiner) == [(slot, {SHARE}, set(), {SHARE})]
+    assert _taken(joiner) == [(slot, {SHARE}, set(), {SHARE}, {SHARE})]
     joiner.advance(P0, 500)
-    assert _taken(joiner) == [(slot, {CLICK, SHARE}, {CLICK, SHARE}, {CLICK}), (slot, set(), {PURCHASE}, set())]
+    assert _taken(joiner) == [
+        (slot, set(), set(), {CART}, set()),
+        (slot, {CLICK, SHARE}, {CLICK, SHARE, CART}, {CLICK}, set()),
+        (slot, set(), {PURCHASE}, set(), set()),
+    ]
+
+
+def test_behind_a_delay_heads_wait_an_outcome_is_one_positive_more_and_before_it_the_examples_label() -> None:
+    joiner = _joiner()
+    early, late = joiner.expose(P0, 100, USER, 2, 0), joiner.expose(P0, 100, USER, 3, 0)
+    joiner.label(CART, 104, USER, 2, 0)
+    assert _taken(joiner) == []
+    joiner.advance(P0, 105)
+    assert _taken(joiner) == [(early, {CART}, set(), {CART}, set()), (late, set(), set(), {CART}, set())]
+    for _ in range(2):
+        assert joiner.label(CART, 106, USER, 3, 0) == "labelled"
+    assert _taken(joiner) == [(late, {CART}, set(), {CART}, {CART})]
+    joiner.advance(P0, 111)
+    assert [(slot, labels, learn) for slot, labels, _, learn, _ in _taken(joiner)] == [
+        (early, {CART}, {CLICK}),
+        (late, {CART}, {CLICK}),
+    ]
 
 
 # -- any sequence, against a model
@@ -210,6 +238,8 @@ class Exposure:
     request: int
     labels: set[int]
     waiting: set[int]
+    learned: bool = False
+    """By the task with a delay head."""
 
 
 def _age(exposure: Exposure) -> tuple[int, int]:
@@ -235,16 +265,19 @@ class Model:
             return
         self.newest_ms[partition] = time_ms
         for exposure in self.open:
-            for window_ms in sorted(set(WINDOWS_MS[1:])):
+            for window_ms in sorted({WAIT_MS, *WINDOWS_MS[1:]}):
                 closed = {task for task in exposure.waiting if WINDOWS_MS[task] == window_ms}
+                waited = {CART} if window_ms == WAIT_MS and not exposure.learned else set()
                 if (
-                    closed
+                    closed | waited
                     and exposure.partition == partition
                     and exposure.time_ms + window_ms < time_ms - self.lateness_ms
                 ):
-                    learn = {task for task in closed if DELAYS[task] == "wait"}
-                    self.matured.append((exposure.slot, exposure.labels & closed, closed, learn))
+                    learn = {task for task in closed if DELAYS[task] == "wait"} | waited
+                    told = exposure.labels & (closed | waited)
+                    self.matured.append((exposure.slot, told, closed, learn, set()))
                     exposure.waiting -= closed
+                    exposure.learned |= bool(waited)
 
     def expose(self, exposure: Exposure) -> None:
         if len(self.open) >= self.max_open:
@@ -266,8 +299,8 @@ class Model:
                 return "orphan"
         if task not in found.waiting or time_ms - found.time_ms > WINDOWS_MS[task]:
             return "late"
-        if task not in found.labels and DELAYS[task] != "wait":
-            self.matured.append((found.slot, {task}, set(), {task}))
+        if task not in found.labels and (DELAYS[task] == "fnc_in_loss" or (task == CART and found.learned)):
+            self.matured.append((found.slot, {task}, set(), {task}, {task}))
         found.labels.add(task)
         return "labelled"
 

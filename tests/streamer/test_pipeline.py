@@ -426,10 +426,10 @@ def test_an_outcome_trains_on_the_row_of_its_exposure_and_gives_none_itself() ->
     assert batch.list_id.tolist() == [hash_id("request_id", "r")] * 2 + [0]
 
 
-@pytest.mark.parametrize("delay", ["fnc_in_loss", "wait"])
+@pytest.mark.parametrize("delay", ["fnc_in_loss", "delay_head", "wait"])
 def test_a_delayed_label_is_learned_as_its_task_says(delay: str) -> None:
     settings = _settings(
-        tasks=[{"name": "content_view"}, {"name": "click", "window": "30s", "delay": delay}],
+        tasks=[{"name": "content_view"}, {"name": "click", "window": "30s", "delay": delay, "wait": "5s"}],
         negatives={"exposure": 0},
         batch={"max_rows": 1, "min_rows": 1, "span": "1ms"},
     )
@@ -439,16 +439,19 @@ def test_a_delayed_label_is_learned_as_its_task_says(delay: str) -> None:
     assert (shown.known[0, CLICK], shown.labels[0, CLICK]) == (False, 0)
     assert shown.learn[0, CLICK] == (delay == "fnc_in_loss")
     became = [
-        (float(label), bool(known), bool(learn))
+        tuple(float(column[row, CLICK]) for column in columns)
         for batch in batches
-        for label, known, learn in zip(
-            batch.matured_labels[:, CLICK], batch.matured_known[:, CLICK], batch.matured_learn[:, CLICK], strict=True
-        )
+        for columns in [(batch.matured_labels, batch.matured_known, batch.matured_learn, batch.matured_late)]
+        for row in range(len(batch.matured_slot))
     ]
-    if delay == "wait":
-        assert became == [(1, True, True)]
-    else:
-        assert became == [(1, False, True), (1, True, False)]
+    assert (
+        became
+        == {
+            "wait": [(1, True, True, False)],
+            "fnc_in_loss": [(1, False, True, True), (1, True, False, False)],
+            "delay_head": [(0, False, True, False), (1, False, True, True), (1, True, False, False)],
+        }[delay]
+    )
 
 
 def test_the_exposure_is_a_positive_of_its_own_task_against_sampled_items() -> None:

@@ -1,0 +1,27 @@
+"""What a task's delay and a field's kind ask of their other settings."""
+
+import pytest
+
+from contracts.settings import FieldSpec, Settings
+
+
+@pytest.mark.parametrize("wait", ["0s", "30m", "2h"])
+def test_a_delay_head_waits_shorter_than_its_window(wait: str) -> None:
+    task = {"name": "click", "window": "30m", "delay": "delay_head", "wait": wait}
+    with pytest.raises(ValueError, match=r"longer than 0 ms and shorter than its window; found \d+ ms of 1800000 ms"):
+        Settings.model_validate({"tasks": [task]})
+    Settings.model_validate({"tasks": [{**task, "delay": "wait"}]})
+
+
+def test_only_an_outcome_has_a_delay_head() -> None:
+    tasks = [{"name": name, "delay": "delay_head"} for name in ("content_view", "click")]
+    assert Settings.model_validate({"tasks": tasks}).delay_head_tasks == (False, True)
+    assert Settings.model_validate({"tasks": tasks, "mode": "implicit"}).delay_head_tasks == (False, False)
+
+
+def test_a_field_takes_as_many_ids_as_it_has_slots() -> None:
+    kinds = ("categorical", "multi", "text")
+    assert [FieldSpec(source="item.x", kind=kind).n_ids for kind in kinds] == [1, 4, 8]
+    assert FieldSpec(source="item.x", kind="multi", slots=2).n_ids == 2
+    with pytest.raises(ValueError, match=r"slots go with kind multi or text; found kind categorical for item\.x"):
+        FieldSpec(source="item.x", slots=2)

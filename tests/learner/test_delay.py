@@ -1,0 +1,145 @@
+"""The delay head, and the link that takes a late positive's earlier negative back."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from learner.calibration import OnlinePlatt
+from learner.delay import DelayHead, delayed_logits
+from learner.losses import immediate_logits
+from learner.metrics import LearnerMetrics
+from learner.trainer import Trainer
+
+N = 128
+NO_SLOT = np.zeros(0, np.int64)
+
+
+def test_where_all_is_late_or_nothing_the_link_is_the_known_one() -> None:
+    logits = torch.linspace(-30, 30, 61)[:, None]
+    never = delayed_logits(logits, torch.zeros_like(logits))
+    always = delayed_logits(logits, torch.ones_like(logits))
+    torch.testing.assert_close(never, logits, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(always, immediate_logits(logits, torch.tensor([True])), atol=1e-5, rtol=1e-6)
+
+
+def test_the_probability_that_fits_the_stream_best_is_the_true_one() -> None:
+    """p = 0.3, of which 40 % come late: 0.3 positives on 0.7 + 0.12 negatives."""
+    logit = torch.zeros(1, 1, requires_grad=True)
+    late = torch.full((1, 1), 0.4)
+    optimizer = torch.optim.Adam([logit], lr=0.05)
+    for _ in range(400):
+        stream = delayed_logits(logit, late)
+        loss = -0.3 * torch.nn.functional.logsigmoid(stream) - 0.82 * torch.nn.functional.logsigmoid(-stream)
+        optimizer.zero_grad()
+        loss.sum().backward()
+        optimizer.step()
+    assert torch.sigmoid(logit).item() == pytest.approx(0.3, abs=1e-3)
+
+
+def tasks(delay="delay_head"):
+    return [{"name": "click", "window": "30m", "delay": delay, "wait": "5m"}]
+
+
+def test_the_head_learns_which_outcomes_come_late(make_settings) -> None:
+    head, rng = DelayHead(make_settings(tasks=tasks()), 3), np.random.default_rng(0)
+    for _ in range(1500):
+        dense = torch.from_numpy(rng.normal(size=(N, 3)).astype(np.float32))
+        embedded = torch.zeros(N, 0, 4)
+        positive = rng.random((N, 1)) < 0.5
+        p = torch.sigmoid(2 * dense[:, :1] - 1).numpy()
+        head.learn(embedded, dense, head.late(embedded, dense), positive, positive & (rng.random((N, 1)) < p))
+    probe = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [-1.0, 0, 0]])
+    expected = torch.sigmoid(2 * probe[:, :1] - 1)
+    torch.testing.assert_close(head.late(torch.zeros(3, 0, 4), probe), expected, atol=0.06, rtol=0)
+
+
+@pytest.fixture
+def delayed_stream(make_settings, layout_of, make_batch):
+    """Examples learned one batch after their exposure, outcomes of the second kind of item two batches later still."""
+    settings = make_settings(tasks=tasks(), model={"expert_layers": (32, 16), "tower": 16})
+    layout, rng = layout_of(settings), np.random.default_rng(0)
+    nothing = np.zeros((N, 1), np.bool_)
+    shown, batches = [], []
+    for index in range(300):
+        batch = make_batch(layout, N, rng, index)
+        batch.rows.dense[:] = 0
+        kind = batch.rows.ids[:, 1:2] % 2 == 0
+        bought = rng.random((N, 1)) < np.where(kind, 0.5, 0.2)
+        late = bought & (rng.random((N, 1)) < np.where(kind, 0.8, 0.2))
+        shown.append((index % 4 * N + np.arange(N), bought, late))
+        if index >= 3:
+            waited, final = shown[index - 1], shown[index - 3]
+            parts = [  # slot, label, known, learn, late: after the wait, a late outcome, the end of the window
+                (waited[0], waited[1] & ~waited[2], nothing, ~nothing, nothing),
+                (final[0], final[2], nothing, final[2], final[2]),
+                (final[0], final[1], ~nothing, nothing, nothing),
+            ]
+            slot, labels, known, learn, more = (np.concatenate(column) for column in zip(*parts, strict=True))
+        else:
+            slot, labels, known, learn, more = NO_SLOT, *(nothing[:0] for _ in range(4))
+        batches.append(
+            replace(
+                batch,
+                slot=shown[-1][0],
+                labels=np.zeros((N, 1), np.float32),
+                known=nothing,
+                learn=nothing,
+                matured_slot=slot,
+                matured_labels=labels.astype(np.float32),
+                matured_known=known,
+                matured_learn=learn,
+                matured_late=more,
+            )
+        )
+    return settings, layout, batches
+
+
+def test_with_a_delay_head_the_probabilities_are_those_of_the_final_labels(delayed_stream) -> None:
+    settings, layout, batches = delayed_stream
+    trainer = Trainer(settings, layout)
+    for batch in batches:
+        trainer.step(batch)
+    report = trainer.quality.report()["click"]["last_half"]
+    assert report["ne"] < 0.97
+    assert report["calibration"] == pytest.approx(1.0, abs=0.05)
+    assert trainer.base_rates.rates[0] == pytest.approx(0.35, abs=0.03)
+    registry = CollectorRegistry()
+    metrics = LearnerMetrics(registry, "adwin")
+    metrics.begin(Trainer(settings, layout))
+    metrics.refresh(trainer, 0)
+    late, positives = (
+        registry.get_sample_value(f"anabranch_train_{name}_total", {"task": "click"})
+        for name in ("late_positives", "positives")
+    )
+    assert late / positives == pytest.approx(0.63, abs=0.05)
+
+
+def test_with_a_delay_head_a_resumed_run_learns_the_same(delayed_stream, assert_same) -> None:
+    settings, layout, batches = delayed_stream
+    straight = Trainer(settings, layout)
+    for batch in batches[:12]:
+        straight.step(batch)
+    resumed = Trainer(settings, layout)
+    groups, state = straight.save()
+    resumed.restore({name: {key: one.copy() for key, one in arrays.items()} for name, arrays in groups.items()}, state)
+    for batch in batches[12:20]:
+        straight.step(batch)
+        resumed.step(batch)
+    assert_same(straight.save(), resumed.save())
+
+
+def test_calibration_knows_that_a_late_positive_was_a_negative_before() -> None:
+    """The network says 0.5 too high a logit; the stream holds each late positive twice."""
+    rng, platt = np.random.default_rng(0), OnlinePlatt(1)
+    for _ in range(400):
+        z = rng.normal(-1, 1, 256)
+        bought = rng.random(256) < 1 / (1 + np.exp(-z))
+        late = bought & (rng.random(256) < 0.5)
+        raw = np.concatenate([z, z[late]]) + 0.5
+        labels = np.concatenate([bought & ~late, np.ones(late.sum())])
+        platt.update(0, raw.astype(np.float32), labels.astype(np.float32), 0.5)
+    assert platt.slopes[0] == pytest.approx(1.0, abs=0.05)
+    assert platt.shifts[0] == pytest.approx(-0.5, abs=0.05)
