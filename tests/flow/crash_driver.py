@@ -1,11 +1,11 @@
 """Runs `anabranch` commands as forks of one process that has imported everything, and kills them by SIGKILL.
 
-A line of JSON on standard input is a run; a line of JSON with its exit status is the reply. A run of 0.7 s instead of five
-is what makes hundreds of kills affordable; each is a process of its own, killed where it stands.
+A line of JSON on standard input is a run; a line of JSON with its exit status is the reply. Forks start in a moment,
+which is what makes hundreds of kills affordable; each is a process of its own, killed where it stands.
 
-``kill`` is a point that the run itself dies at, ``[what, nth]``: the nth ``step``, halfway through; the nth ``barrier``, before
-the store is told; the nth disk operation of the first ``publish``, or of the ``cleanup`` at the start (99: there were
-fewer). ``after_seconds``: the driver kills it from outside.
+``kill`` is a point that the run itself dies at, ``[what, nth]``: the nth ``step``, halfway through; the nth
+``barrier``, before the store is told; the nth point in disk operations of the first ``publish``, or of the ``cleanup``
+at the start (exit 99: there were fewer). ``after_seconds``: the driver kills it from outside.
 """
 
 import json
@@ -122,12 +122,12 @@ def wait(pid, after_seconds):
 
 def warm_up(config):
     """Learn a few events in this process: every fork has the compiled loops that this loads."""
-    import cli._ingest
-    import cli._report
-    import cli.learn
-    import streamer.process  # noqa: F401
     from prometheus_client import CollectorRegistry
 
+    import cli._ingest
+    import cli._report
+    import cli.learn  # noqa: F401
+    import streamer.process  # noqa: F401
     from cli._assembly import assemble
     from contracts.records import Record
     from contracts.settings import load_settings
@@ -165,7 +165,7 @@ def main():
                 run(order)
             except SystemExit as exit_:
                 status = exit_.code or 0
-            except BaseException:  # noqa: BLE001
+            except BaseException:
                 import traceback
 
                 traceback.print_exc()
