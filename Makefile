@@ -13,7 +13,7 @@ KAFKA_READY := .kafka/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup kafka demo test check fix bench bench-quality compose-check clean
+.PHONY: help setup kafka demo test crash-matrix check fix bench bench-quality compose-check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ demo: $(READY) ## Broker, simulated shop, learner and scorer on this machine; pr
 
 test: $(READY) ## Run every test (those that need Apache Kafka skip, and say so, before `make kafka`)
 	$(BIN)/pytest -q -rs -n 2 --dist loadfile $(ARGS)
+
+crash-matrix: $(READY) ## Kill the learner 200 times, at every point of a publish and at random; prints the kills
+	$(BIN)/pytest -q -m matrix tests/flow/test_crash_matrix.py $(ARGS)
 
 check: $(READY) ## Lint, format and types
 	$(BIN)/ruff check .

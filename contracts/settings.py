@@ -348,6 +348,13 @@ class SnapshotSettings(_Section):
     every_ms: DurationMs = Field(default=MINUTE, alias="every")
     every_events: int = Field(default=200_000, ge=1)
     keep: int = Field(default=3, ge=1)
+    hold_above_ne: float = Field(default=1.0, ge=0)
+    """A task that was at or below this normalised entropy (sliding window) and then stays above it holds snapshots
+    back: the scorers keep the model before, and the offsets stay where it stands. 0: never."""
+    hold_after_ms: DurationMs = Field(default=HOUR, alias="hold_after")
+    """How long (event time) it stays above before it holds; it lets go as soon as it is back."""
+    quarantine: int = Field(default=20, ge=0)
+    """Batches that could not be learned, kept as files in ``quarantine`` in the directory; the newest stay."""
 
 
 class ServeSettings(_Section):

@@ -19,6 +19,11 @@ from features.directory import Directory, admit, evict, is_full, load_directory,
 from features.idmap import Integer, Real, find, mix
 from features.schema import FeatureSchema
 
+CLIP = 5.0
+"""Spreads from its mean that a number counts for at most."""
+_FIRST_NUMBERS = 20.0
+"""Numbers after which the spread is known well enough to clip by it."""
+
 Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
 Float32s = NDArray[np.float32]
@@ -149,8 +154,15 @@ def learn_attributes(directory: Directory, row: Integer, attributes: Int64s, num
 
 @compiled
 def learn_number(moments: Float64s, value: Real) -> None:
-    """Running mean and variance of one number (Welford 1962)."""
+    """Running mean and variance of one number (Welford 1962).
+
+    A number counts as far as it counts for the feature, up to five spreads from the mean: one absurd price would
+    otherwise make all others the same for ever, and up to one in twenty-five leaves the spread bounded.
+    """
     if not np.isnan(value):
+        if moments[0] >= _FIRST_NUMBERS and moments[2] > 0.0:
+            reach = CLIP * np.sqrt(moments[2] / moments[0])
+            value = min(max(value, moments[1] - reach), moments[1] + reach)
         moments[0] += 1.0
         deviation = value - moments[1]
         moments[1] += deviation / moments[0]

@@ -14,9 +14,7 @@ from features.covisits import count as count_of
 from features.covisits import unordered
 from features.fastmath import log1p
 from features.idmap import Integer, Real
-from features.profiles import Float64s, Profiles, log_q
-
-_CLIP = 5.0
+from features.profiles import CLIP, Float64s, Profiles, log_q
 
 
 class RowSpace(NamedTuple):
@@ -43,7 +41,7 @@ def _number(moments: Float64s, value: Real, out: Float32s) -> None:
         out[0], out[1] = 0.0, 1.0
         return
     spread = np.sqrt(moments[2] / moments[0]) if moments[0] > 1.0 else 0.0
-    out[0] = min(max((value - moments[1]) / spread, -_CLIP), _CLIP) if spread > 1e-12 else 0.0
+    out[0] = min(max((value - moments[1]) / spread, -CLIP), CLIP) if spread > 1e-12 else 0.0
     out[1] = 0.0
 
 

@@ -14,7 +14,8 @@ from features.hashing import EMPTY, BagHasher, FieldHasher, labels, missing_id, 
 USER_FIELD = "user_id"
 ITEM_FIELD = "item_id"
 COVISITS = ("sum", "cosine sum", "cosine max", "cosine latest")
-_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST = 1e18
+"""Beyond, a number is taken for unknown: nothing that an attribute measures, and its square would leave float32."""
 
 
 class AttributeReader:
@@ -66,7 +67,6 @@ class AttributeReader:
 
 
 def _number(value: object) -> float:
-    # Columns are float32: one number beyond its range would be infinite there, and so would the running mean be.
     if isinstance(value, int | float) and abs(value) <= _LARGEST:
         return float(value)
     return nan

@@ -89,6 +89,7 @@ def waiting(batch: Batch, tasks: Bools) -> Batch:
         batch,
         learn=np.where(tasks, batch.known, batch.learn),
         matured_learn=np.where(tasks, batch.matured_known, batch.matured_learn),
+        matured_late=batch.matured_late & ~tasks,
     )
 
 

@@ -11,6 +11,7 @@ from contracts.batch import Barrier, Batch, Layout
 from contracts.records import Offsets
 from contracts.settings import Settings
 from learner.metrics import LearnerMetrics
+from learner.quarantine import NotFiniteError, Quarantine
 from learner.snapshot import Snapshot, SnapshotStore
 from learner.trainer import Trainer
 
@@ -18,6 +19,8 @@ log = logging.getLogger("anabranch.learner")
 
 INGEST, LEARNER = "ingest", "learner"
 """Names of the two sides' states in a snapshot."""
+QUARANTINE = "quarantine"
+"""The folder of skipped batches in the snapshots' directory."""
 
 
 class LearnerLoop:
@@ -40,6 +43,8 @@ class LearnerLoop:
         self._trainer = trainer
         self._metrics = metrics
         self._store = store
+        self._quarantine = Quarantine(store.directory / QUARANTINE, settings.snapshot.quarantine) if store else None
+        self._held: list[str] = []
         self._published = published
         self._clock_ms = clock_ms
 
@@ -62,13 +67,41 @@ class LearnerLoop:
                     log.warning(
                         "Drift: the prequential loss of `%s` has changed (now %.4f).", task, self._trainer.losses[task]
                     )
+                if self._trainer.skipped is not None:
+                    self._set_aside(piece, self._trainer.skipped)
                 progress(piece)
         if failure is not None:
             raise failure
 
+    def _set_aside(self, batch: Batch, error: NotFiniteError) -> None:
+        number = sum(self._trainer.n_skipped.values())
+        kept = self._quarantine and self._quarantine.put(batch, self._trainer.matured_rows(batch), error, number)
+        log.error(
+            "A batch of %d events was skipped: %s; %s.",
+            batch.n_events,
+            error,
+            f"kept in {kept}" if kept else "not kept",
+        )
+
+    def _holds(self, n_events: int) -> bool:
+        """Whether the watchdog keeps this state from being published; a change is logged."""
+        held = [task for task, is_held in self._trainer.watchdog.held.items() if is_held]
+        if held and not self._held:
+            log.error(
+                "Snapshots are held back at %d events: the normalised entropy of %s has stayed above "
+                "snapshot.hold_above_ne = %g. Learning goes on; the newest snapshot and its offsets stay as they are.",
+                n_events,
+                " and ".join(f"`{task}`" for task in held),
+                self._settings.snapshot.hold_above_ne,
+            )
+        elif self._held and not held:
+            log.info("Snapshots are no longer held back.")
+        self._held = held
+        return bool(held)
+
     def _publish(self, barrier: Barrier) -> OSError | None:
         self._metrics.refresh(self._trainer, barrier.event_time_ms)
-        if self._store is None or barrier.event_time_ms < 0:
+        if self._store is None or barrier.event_time_ms < 0 or self._holds(barrier.n_events):
             return None
         started = time.perf_counter()
         groups, state = self._trainer.save()

@@ -40,7 +40,9 @@ class LearnerMetrics:
             registry=registry,
         )
         self.loss = gauge("anabranch_train_loss", "Mean prequential log-loss of the latest batch.", ("task",))
-        self.nonfinite = counter("anabranch_nonfinite_batches", "Batches skipped: loss or gradient was not finite.")
+        self.skipped = counter(
+            "anabranch_batches_skipped", "Batches skipped: a score, the loss or a gradient was not finite.", ("reason",)
+        )
         self.ne = gauge(
             "anabranch_prequential_ne", "Normalised entropy; below 1 beats the base rate.", ("task", "window")
         )
@@ -71,6 +73,9 @@ class LearnerMetrics:
         self.snapshot_success = gauge(
             "anabranch_snapshot_last_success_timestamp_seconds", "When the latest snapshot was published."
         )
+        self.snapshot_held = gauge(
+            "anabranch_snapshot_held", "1 while the task's quality holds snapshots back, else 0.", ("task",)
+        )
         self.snapshot_failures = counter("anabranch_snapshot_failures", "Snapshots that could not be written.")
 
         self.standby = gauge("anabranch_standby", "1 while another learner writes the snapshots and this one waits.")
@@ -82,6 +87,7 @@ class LearnerMetrics:
         """
         for task in trainer.layout.tasks:
             self.drift.labels(self._detector, task)
+            self.snapshot_held.labels(task).set(0)
         for counter, name, total in self._totals(trainer):
             counter.inc(0)
             self._told[name] = total
@@ -106,6 +112,8 @@ class LearnerMetrics:
             self.cosine.labels(a, b).set(cosine)
         for task, entropy in trainer.gate_entropies.items():
             self.gate_entropy.labels(task).set(entropy)
+        for task, held in trainer.watchdog.held.items():
+            self.snapshot_held.labels(task).set(held)
         self.rows.labels(_TABLE).set(trainer.table.n_rows)
         self.bytes.labels(_TABLE).set(trainer.table.n_bytes)
         self._tell_quality(trainer.quality, now_ms)
@@ -123,6 +131,7 @@ class LearnerMetrics:
             yield self.examples.labels(task), f"examples {task}", float(trainer.n_learned[index])
             yield self.positives.labels(task), f"positives {task}", float(trainer.n_positives[index])
             yield self.late_positives.labels(task), f"late {task}", float(trainer.n_late[index])
-        yield self.nonfinite, "nonfinite", float(trainer.n_nonfinite)
+        for reason, total in trainer.n_skipped.items():
+            yield self.skipped.labels(reason), f"skipped {reason}", float(total)
         yield self.evicted.labels(_TABLE), "evicted", float(trainer.table.n_evicted)
         yield self.rejected.labels(_TABLE), "rejected", float(trainer.table.n_rejected)

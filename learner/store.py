@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contracts.batch import Batch, Float32s, Int64s, Layout, Rows
+from contracts.batch import Batch, Bools, Float32s, Int64s, Layout, Rows
 
 _FIRST_SLOTS = 1024
 
@@ -44,12 +44,22 @@ class ExampleStore:
             ("list_id", batch.list_id),
         ):
             self._columns[name][slot] = values[kept]
+        self._columns["logits"][slot] = 0.0
         self._columns["truth"][slot] = np.nan if batch.truth is None else batch.truth[kept]
 
     def put_logits(self, slot: Int64s, logits: Float32s) -> None:
         """Keep the logits of this moment, shape ``[B, T]``, of the rows that were put into these slots; -1: of none."""
         kept = np.flatnonzero(slot >= 0)
         self._columns["logits"][slot[kept]] = logits[kept]
+
+    def skip(self, slot: Int64s) -> None:
+        """Note that the batch which put rows into these slots was skipped; -1: into none."""
+        self._columns["logits"][slot[slot >= 0]] = np.nan
+
+    def skipped(self, slot: Int64s) -> Bools:
+        """Which of these slots hold rows of a skipped batch."""
+        skipped: Bools = np.isnan(self._columns["logits"][slot]).any(1)
+        return skipped
 
     def rows(self, slot: Int64s) -> Rows:
         """Features of these slots."""

@@ -2,6 +2,8 @@
 
 Order of work, for each batch (DESIGN §3: score, mature, then learn):
 
+0. all that could be NaN or infinite is computed first; where it is, the batch is skipped as a whole
+   (:attr:`Trainer.skipped`), and what its exposures bring later is not counted either;
 1. rank, if asked; then score the new rows with the weights as they are, and keep rows and scores of those that wait;
 2. count the quality of every label that became known, by what was served for its exposure: the logit as calibrated at
    that moment; the drift detectors watch the same loss;
@@ -10,9 +12,11 @@ Order of work, for each batch (DESIGN §3: score, mature, then learn):
 4. take the labels into the base rates.
 """
 
+import copy
 import itertools
 import math
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,13 +36,17 @@ from learner.losses import count_labels
 from learner.models._base import Network, gate_entropies, load_network
 from learner.models._readout import Readout
 from learner.objective import Objective
+from learner.quarantine import REASONS, NotFiniteError, require_finite
 from learner.regularise import Pull, with_dropout
 from learner.store import ExampleStore
+from learner.watchdog import Watchdog
 
 _MOST_THREADS = 4
 _RANKING_CHUNK = 4096
 _LOOK_EVERY = 200
 """Learning steps between two looks at the tasks' gradients, each a backward pass a task, and at their gates."""
+_WATCH_EVERY = 50
+"""Learning steps between two looks of the watchdog: adding up the window costs more than a step should."""
 
 
 def use_threads(settings: Settings) -> None:
@@ -74,7 +82,9 @@ class Trainer:
         self.detectors: list[DriftDetector] = [
             load("learner.drift", settings.evaluation.detector).Detector() for _ in settings.tasks
         ]
-        self.n_nonfinite = 0
+        self.watchdog = Watchdog(layout.tasks, settings.snapshot)
+        self.skipped: NotFiniteError | None = None
+        self.n_skipped = dict.fromkeys(REASONS, 0)
         self.drifted: list[str] = []
         self.losses: dict[str, float] = {}
         self.cosines: dict[tuple[str, str], float] = {}
@@ -98,14 +108,28 @@ class Trainer:
         self._optimizer = torch.optim.Adam([self._weights], lr=train.learning_rate, fused=True)
 
     def step(self, batch: Batch) -> None:
-        """Score, measure, learn."""
-        if batch.ranking is not None:
-            self._rank(batch.ranking)
-        self.quality.count_new_items(batch.new_item_events)
-        self.drifted = []
+        """Score, measure, learn; or skip the batch as a whole, for the reason in :attr:`skipped`."""
+        self.drifted, self.skipped = [], None
+        # Rows must be in the store before labels of this same batch are looked up there.
+        self._store.put(batch)
+        balance = copy.deepcopy(self._balancer.state())
+        try:
+            self._take(self._without_skipped(batch))
+        except NotFiniteError as error:
+            self._balancer.restore(balance)
+            self._store.skip(batch.slot)
+            self.n_skipped[error.reason] += 1
+            self.skipped = error
 
+    def _take(self, batch: Batch) -> None:
+        """One step.
+
+        :raises NotFiniteError: a score, the loss or a gradient; nothing but the balancing has changed.
+        """
+        ranked = None if batch.ranking is None else self._rank(batch.ranking)
         at_once = batch.learn.any(1)
-        ids, history = self.table.rows(batch.rows, ~batch.sampled)
+        # A look: what a sound batch admits afterwards starts as a copy of the cold row that is looked at here.
+        ids, history = self.table.rows(batch.rows)
         raw = np.empty(batch.labels.shape, np.float32)
         waiting = np.flatnonzero(~at_once)
         if len(waiting):
@@ -114,58 +138,103 @@ class Trainer:
                 residual = self.network(embedded, torch.from_numpy(batch.rows.dense[waiting]))
                 raw[waiting] = self.readout.raw(self.readout.conditional(residual)).numpy()
 
-        # Rows must be in the store before labels of this same batch are looked up there.
-        self._store.put(batch)
         now, then = np.flatnonzero(at_once), np.flatnonzero(self._to_learn(batch))
         stored = self._store.rows(batch.matured_slot[then])
-        stored_ids, stored_history = self.table.rows(stored)
-        ids = np.concatenate([ids[now], stored_ids])
-        history = np.concatenate([history[now], stored_history])
-        dense = torch.from_numpy(np.concatenate([batch.rows.dense[now], stored.dense]))
+        dense = np.concatenate([batch.rows.dense[now], stored.dense])
+        if not len(dense):
+            require_finite("score", bool(np.isfinite(raw).all()), batch.rows.dense, self.layout)
+            self.table.rows(batch.rows, ~batch.sampled)
+            self._take_scores(batch, raw, ranked)
+            return
         labels = np.concatenate([batch.labels[now], batch.matured_labels[then]])
         learn = np.concatenate([batch.learn[now], batch.matured_learn[then]])
         final = np.concatenate([batch.known[now], batch.matured_known[then]])
         came_late = np.concatenate([np.zeros_like(batch.known[now]), batch.matured_late[then]])
-        if not len(ids):
-            self._take_scores(batch, raw)
-            return
 
-        embedded = self.table.embed(ids, history).requires_grad_()
-        conditional = self.readout.conditional(self.network(embedded, dense))
+        stored_ids, stored_history = self.table.rows(stored)
+        embedded = self.table.embed(
+            np.concatenate([ids[now], stored_ids]), np.concatenate([history[now], stored_history])
+        ).requires_grad_()
+        conditional = self.readout.conditional(self.network(embedded, torch.from_numpy(dense)))
         learned = self.readout.raw(conditional.detach()).numpy()
         raw[now] = learned[: len(now)]
-        self._take_scores(batch, raw)
-        late = self._delay.late(embedded, dense) if self._delay.is_used else None
-        self.readout.calibrate(learned, labels, learn, None if late is None else late.numpy())
+        scored = bool(np.isfinite(raw).all() and np.isfinite(learned).all())
+        require_finite("score", scored, np.concatenate([batch.rows.dense, stored.dense]), self.layout)
+        late = self._delay.late(embedded, torch.from_numpy(dense)) if self._delay.is_used else None
         if self._dropout:  # scored as served, without; learned with
-            residual = with_dropout(self.network, embedded, dense, self._seed + self._n_steps)
+            residual = with_dropout(self.network, embedded, torch.from_numpy(dense), self._seed + self._n_steps)
             conditional = self.readout.conditional(residual)
         counts, positives = count_labels(labels, learn)
         n_late = came_late.sum(0)
         losses = self._objective(
             conditional, torch.from_numpy(labels), torch.from_numpy(learn), torch.from_numpy(final), late
         )
-        self._n_steps += 1
-        if self._n_steps % _LOOK_EVERY == 0:
+        if (self._n_steps + 1) % _LOOK_EVERY == 0:
             self._compare_gradients(losses, embedded)
-            self._look_at_gates(embedded, dense)
+            self._look_at_gates(embedded, torch.from_numpy(dense))
         total = self._balancer(losses, torch.from_numpy(counts), self.base_rates.rates, embedded)
-        if self._learn(total, embedded, ids, history, float(counts.max())):
-            self.n_learned += counts
-            self.n_positives += positives
-            self.n_late += n_late
+        require_finite("loss", math.isfinite(total.item()), dense, self.layout)
+        of_embedded, *of_weights = torch.autograd.grad(total, [embedded, *self._parameters], materialize_grads=True)
+        gradient = torch.cat([one.reshape(-1) for one in of_weights])
+        norm = gradient.norm().item()
+        require_finite("gradient", math.isfinite(norm + of_embedded.norm().item()), dense, self.layout)
+
+        # Sound: from here on the batch leaves its traces.
+        self._n_steps += 1
+        ids, history = self._see(batch, history)
+        stored_ids, stored_history = self.table.rows(stored)
+        self._take_scores(batch, raw, ranked)
+        self.readout.calibrate(learned, labels, learn, None if late is None else late.numpy())
+        self._descend(gradient, norm)
+        self.table.update(
+            np.concatenate([ids[now], stored_ids]),
+            np.concatenate([history[now], stored_history]),
+            of_embedded,
+            float(counts.max()),
+            self._pull.l1,
+            self._pull.l2,
+        )
+        self.n_learned += counts
+        self.n_positives += positives
+        self.n_late += n_late
         if late is not None:
-            self._delay.learn(embedded.detach(), dense, late, learn & (labels > 0), came_late)
+            self._delay.learn(embedded.detach(), torch.from_numpy(dense), late, learn & (labels > 0), came_late)
         self.base_rates.update(counts, positives, n_late)
         self.table.decay(batch.watermark_ms)
+        if self._n_steps % _WATCH_EVERY == 0:
+            self.watchdog.look(self.quality.window(batch.watermark_ms), batch.watermark_ms)
+
+    def _without_skipped(self, batch: Batch) -> Batch:
+        """The batch without the labels of exposures that were skipped."""
+        skipped = self._store.skipped(batch.matured_slot)
+        if not skipped.any():
+            return batch
+        kept = ~skipped[:, None]
+        return replace(batch, matured_known=batch.matured_known & kept, matured_learn=batch.matured_learn & kept)
+
+    def _see(self, batch: Batch, history: Int64s) -> tuple[Int64s, Int64s]:
+        """Count the batch's ids as seen; where its rows lie in the table now."""
+        before = self.table.n_rows, self.table.n_evicted
+        # Without the histories, which are many: they are looked up again only where the table has changed.
+        seen, _ = self.table.rows(replace(batch.rows, history=batch.rows.history[:0]), ~batch.sampled)
+        if before != (self.table.n_rows, self.table.n_evicted):
+            history = self.table.rows(replace(batch.rows, ids=batch.rows.ids[:0]))[1]
+        return seen, history
 
     def _to_learn(self, batch: Batch) -> Bools:
         """Shape ``[M]``: matured rows that go through the network."""
         wanted = batch.matured_learn | (batch.matured_known & self._objective.settling)
         return np.asarray(wanted.any(1))
 
-    def _take_scores(self, batch: Batch, raw: Float32s) -> None:
+    def matured_rows(self, batch: Batch) -> Rows:
+        """Features of the exposures that the batch brings labels for."""
+        return self._store.rows(batch.matured_slot)
+
+    def _take_scores(self, batch: Batch, raw: Float32s, ranked: Float32s | None) -> None:
         """Keep what is served, and measure the labels that became known by it."""
+        if batch.ranking is not None and ranked is not None:
+            self.quality.update_ranking(batch.ranking.task, ranked, batch.ranking.tie_breaks)
+        self.quality.count_new_items(batch.new_item_events)
         served = self.readout.served(raw)
         self._store.put_logits(batch.slot, served)
         self._measure(batch, served)
@@ -215,28 +284,16 @@ class Trainer:
                     self.drifted.append(name)
         self.quality.close_lists(batch.watermark_ms)
 
-    def _learn(
-        self, total: torch.Tensor, embedded: torch.Tensor, ids: Int64s, history: Int64s, n_examples: float
-    ) -> bool:
-        """One step against the gradient of the total loss; False, and no step, where it is not finite."""
-        if not math.isfinite(total.item()):
-            self.n_nonfinite += 1
-            return False
-        of_embedded, *of_weights = torch.autograd.grad(total, [embedded, *self._parameters], materialize_grads=True)
-        gradient = torch.cat([one.reshape(-1) for one in of_weights])
-        norm = gradient.norm().item()
-        if not math.isfinite(norm):
-            self.n_nonfinite += 1
-            return False
+    def _descend(self, gradient: torch.Tensor, norm: float) -> None:
+        """One step of the dense weights against the gradient, shape ``[P]``, clipped."""
         if norm > self._clip_norm:
             gradient.mul_(self._clip_norm / norm)
         self._pull.add(gradient, self._weights.detach())
         self._weights.grad = gradient
         self._optimizer.step()
-        self.table.update(ids, history, of_embedded, n_examples, self._pull.l1, self._pull.l2)
-        return True
 
-    def _rank(self, ranking: RankingRows) -> None:
+    def _rank(self, ranking: RankingRows) -> Float32s:
+        """Each group's scores by its task, shape ``[G, C]``."""
         candidates = ranking.tie_breaks.shape[1]
         task = np.repeat(ranking.task, candidates)
         scores = np.concatenate(
@@ -245,8 +302,8 @@ class Trainer:
                 for start in range(0, len(ranking.rows), _RANKING_CHUNK)
             ]
         )
-        chosen = scores[np.arange(len(task)), task].reshape(-1, candidates)
-        self.quality.update_ranking(ranking.task, chosen, ranking.tie_breaks)
+        chosen: Float32s = scores[np.arange(len(task)), task].reshape(-1, candidates)
+        return chosen
 
     def stored_rows(self, slot: Int64s) -> Rows:
         """The rows that wait in these slots, or whose labels came with the batch of the latest step."""
@@ -280,7 +337,8 @@ class Trainer:
             "quality": quality_state,
             "detectors": [detector.state() for detector in self.detectors],
             "n_steps": self._n_steps,
-            "n_nonfinite": self.n_nonfinite,
+            "n_skipped": dict(self.n_skipped),
+            "watchdog": self.watchdog.state(),
             "n_learned": self.n_learned.tolist(),
             "n_positives": self.n_positives.tolist(),
             "n_late": self.n_late.tolist(),
@@ -307,7 +365,9 @@ class Trainer:
         self.quality.restore(state["quality"], groups["quality"])
         for detector, saved in zip(self.detectors, state["detectors"], strict=True):
             detector.restore(saved)
-        self._n_steps, self.n_nonfinite = state["n_steps"], state["n_nonfinite"]
+        self._n_steps = state["n_steps"]
+        self.n_skipped = dict.fromkeys(REASONS, 0) | state["n_skipped"]
+        self.watchdog.restore(state["watchdog"])
         self.n_learned, self.n_positives = np.array(state["n_learned"]), np.array(state["n_positives"])
         self.n_late = np.array(state["n_late"])
 

@@ -293,7 +293,9 @@ class Ingest:
         n_new, snapshot = self.n_events - self._barrier_events, self._settings.snapshot
         if n_new >= snapshot.every_events:
             return True
-        return n_new > 0 and self._clock_ms() - self._barrier_clock_ms >= snapshot.every_ms
+        elapsed_ms = self._clock_ms() - self._barrier_clock_ms
+        # A clock that was put back would otherwise have to make up for it first.
+        return n_new > 0 and (elapsed_ms >= snapshot.every_ms or elapsed_ms < 0)
 
     def _tell(self) -> None:
         metrics = self._metrics

@@ -85,4 +85,4 @@ def test_what_is_like_the_candidate_counts_for_more(make_settings, layout_of, ma
             labels = rng.random(len(ids)) < np.where(alike, 0.8, 0.1)
             trainer.step(replace(batch, labels=labels[:, None].astype(np.float32)))
         ne[history] = trainer.quality.report()["click"]["last_half"]["ne"]
-    assert ne["attention"] < ne["mean"] - 0.02, ne
+    assert ne["attention"] < ne["mean"] - 0.005, ne

@@ -227,7 +227,8 @@ def test_every_counter_is_there_before_it_first_counts(settings, layout) -> None
         assert made.value("anabranch_drift_alarms_total", detector="adwin", task=task) == 0
         assert made.value("anabranch_train_examples_total", task=task) == 0
     assert made.value("anabranch_embedding_evicted_total", table="ids") == 0
-    assert made.value("anabranch_nonfinite_batches_total") == 0
+    for reason in ("score", "loss", "gradient"):
+        assert made.value("anabranch_batches_skipped_total", reason=reason) == 0
 
 
 def test_what_an_earlier_run_counted_is_not_counted_again(settings, layout, make_stream) -> None:

@@ -252,31 +252,6 @@ def test_a_batch_of_waiting_rows_teaches_nothing(settings, layout, make_batch) -
             np.testing.assert_array_equal(value, after[group][name], err_msg=name)
 
 
-@pytest.mark.parametrize("broken", [np.inf, np.nan])
-def test_a_batch_whose_loss_is_not_finite_is_skipped_and_counted(
-    settings, layout, make_batch, assert_same, broken
-) -> None:
-    trainer, rng = Trainer(settings, layout), np.random.default_rng(0)
-    for index in range(6):
-        trainer.step(make_batch(layout, 64, rng, index))
-    before, learned = weights(trainer), trainer.n_learned.copy()
-    bad = make_batch(layout, 64, rng, 6)
-    bad.rows.dense[3] = broken
-    bad = replace(bad, sampled=np.ones(64, np.bool_))  # nothing to admit: the table too must stay as it is
-    trainer.step(bad)
-    after = weights(trainer)
-    for part in (before["table"], after["table"]):
-        part.pop("counts")  # the step's number
-        part.pop("directory.last_ms")  # when a row was last used
-    assert_same(before, after)
-    assert trainer.n_nonfinite == 1
-    assert trainer.n_learned.tolist() == learned.tolist()
-    trainer.step(make_batch(layout, 64, rng, 7))
-    assert trainer.n_nonfinite == 1
-    assert (trainer.n_learned > learned).all()
-    assert all(np.isfinite(value).all() for value in weights(trainer)["dense"].values())
-
-
 def test_labels_and_positives_are_counted_as_learned(settings, layout, make_batch) -> None:
     trainer, rng = Trainer(settings, layout), np.random.default_rng(0)
     known = rng.random((64, 3)) < 0.5
@@ -285,7 +260,7 @@ def test_labels_and_positives_are_counted_as_learned(settings, layout, make_batc
     trainer.step(batch)
     assert trainer.n_learned.tolist() == known.sum(0).tolist()
     assert trainer.n_positives.tolist() == np.nansum(batch.labels, 0).astype(int).tolist()
-    assert trainer.n_nonfinite == 0
+    assert trainer.skipped is None
 
 
 def test_the_gradient_of_the_dense_part_is_clipped(make_settings, layout_of, make_batch) -> None:

@@ -1,0 +1,182 @@
+"""Runs `anabranch` commands as forks of one process that has imported everything, and kills them by SIGKILL.
+
+A line of JSON on standard input is a run; a line of JSON with its exit status is the reply. Forks start in a moment,
+which is what makes hundreds of kills affordable; each is a process of its own, killed where it stands.
+
+``kill`` is a point that the run itself dies at, ``[what, nth]``: the nth ``step``, halfway through; the nth
+``barrier``, before the store is told; the nth point in disk operations of the first ``publish``, or of the ``cleanup``
+at the start (exit 99: there were fewer). ``after_seconds``: the driver kills it from outside.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+NO_SUCH_POINT = 99
+_PATIENCE_SECONDS = 120.0
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Countdown:
+    """Counts points down to the one to die at; in a phase that is not its own it does not count."""
+
+    def __init__(self, what, nth):
+        self.what, self.left, self.phase = what, nth, "cleanup"
+
+    def due(self, what=None):
+        if (what or self.phase) == self.what:
+            self.left -= 1
+            return self.left == 0
+        return False
+
+
+def arm(countdown):
+    from learner.disk import Disk
+    from learner.embedding import EmbeddingTable
+    from learner.snapshot import SnapshotStore
+
+    def dying(original, partly=lambda *_: None):
+        def operation(*arguments):
+            if countdown.due():
+                die()
+            if partly is not None and countdown.due():
+                partly(*arguments)
+                die()
+            return original(*arguments)
+
+        return operation
+
+    def half_a_file(_, path, data):
+        path.write_bytes(data[: len(data) // 2])
+
+    def half_a_folder(_, folder):
+        for path in sorted(folder.iterdir())[::2]:
+            path.unlink()
+
+    write = dying(Disk.write, lambda _, path, data: path.write_bytes(data))  # whole, but not synced
+    Disk.write = dying(write, half_a_file)
+    Disk.remove = dying(Disk.remove, half_a_folder)
+    for name in ("make_folder", "sync_folder", "rename"):
+        setattr(Disk, name, dying(getattr(Disk, name), None))
+
+    update, publish, acquire = EmbeddingTable.update, SnapshotStore.publish, SnapshotStore.acquire
+
+    def updated(*arguments):
+        update(*arguments)
+        if countdown.due("step"):
+            die()
+
+    def published(self, *arguments, **names):
+        if countdown.due("barrier"):
+            die()
+        countdown.phase = "publish"
+        manifest = publish(self, *arguments, **names)
+        if countdown.what in ("publish", "cleanup"):
+            os._exit(NO_SUCH_POINT)
+        return manifest
+
+    EmbeddingTable.update, SnapshotStore.publish = updated, published
+
+    def acquired(self):
+        held, before = self._lock.held, countdown.phase
+        countdown.phase = before if held else "cleanup"
+        acquire(self)
+        countdown.phase = before
+
+    SnapshotStore.acquire = acquired
+
+
+def run(order):
+    """In the fork: the command, its output in a file."""
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(order["environment"])
+    if order.get("kill"):
+        arm(Countdown(*order["kill"]))
+    from cli.main import app
+
+    app(order["arguments"], standalone_mode=True)
+
+
+def wait(pid, after_seconds):
+    """The exit status, as subprocess gives it."""
+    start = time.monotonic()
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        age = time.monotonic() - start
+        if age > _PATIENCE_SECONDS:
+            os.kill(pid, signal.SIGABRT)
+        elif after_seconds is not None and age >= after_seconds:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.001)
+
+
+def warm_up(config):
+    """Learn a few events in this process: every fork has the compiled loops that this loads."""
+    from prometheus_client import CollectorRegistry
+
+    import cli._ingest
+    import cli._report
+    import cli.learn  # noqa: F401
+    import streamer.process  # noqa: F401
+    from cli._assembly import assemble
+    from contracts.records import Record
+    from contracts.settings import load_settings
+    from streamer.deadletter import MemoryDeadLetters
+    from streamer.decode import EventDecoder
+    from streamer.sources.memory import MemorySource
+
+    events = [
+        {
+            "event_id": f"{type_}{number}",
+            "type": type_,
+            "user_id": number % 9,
+            "item_id": number % 7,
+            "ts_ms": 1_000 * number,
+        }
+        for number in range(100)
+        for type_ in ("content_view", "click")
+    ]
+    records = [Record("events", 0, at, None, json.dumps(event).encode()) for at, event in enumerate(events)]
+    settings = load_settings(Path(config))
+    decoder = EventDecoder(settings, None, lambda: 1_000_000)
+    source = MemorySource({("events", 0): records})
+    assemble(settings, source, decoder, MemoryDeadLetters(), CollectorRegistry()).run()
+
+
+def main():
+    warm_up(sys.argv[1])
+    replies = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        order = json.loads(line)
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                run(order)
+            except SystemExit as exit_:
+                status = exit_.code or 0
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        replies.write(json.dumps({"status": wait(pid, order.get("after_seconds"))}) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    main()

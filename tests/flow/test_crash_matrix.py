@@ -1,0 +1,175 @@
+"""Killed by SIGKILL at chosen and at random points, again and again, a run ends where an uninterrupted one ends."""
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+DRIVER = Path(__file__).parent / "crash_driver.py"
+NO_SUCH_POINT = 99
+
+
+class Driver:
+    """The process whose forks are killed."""
+
+    def __init__(self, config):
+        self.process = subprocess.Popen(
+            [sys.executable, str(DRIVER), str(config)],
+            cwd=DRIVER.parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, flow, number, keep=2, **how):
+        """Learn to the end, or to the kill; the exit status."""
+        order = {
+            "arguments": ["learn", "-c", str(flow.config), "--until-end"],
+            # A group of its own: nobody waits until the broker misses the killed member.
+            "environment": {
+                "ANABRANCH__PROCESSES": "1",
+                "ANABRANCH__KAFKA__GROUP": f"{flow.folder.name}-{number}",
+                "ANABRANCH__SNAPSHOT__KEEP": str(keep),
+            },
+            "log": str(flow.folder / "crashes.log"),
+            **how,
+        }
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        status = json.loads(self.process.stdout.readline())["status"]
+        assert status in (0, -9, NO_SUCH_POINT), (flow.folder / "crashes.log").read_text(errors="replace")[-5000:]
+        return status
+
+    def close(self):
+        with self.process:
+            self.process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def driver(straight):
+    made = Driver(straight.flow.config)
+    yield made
+    made.close()
+
+
+def a_way_to_die(chance):
+    """At a moment from outside, or at a point inside."""
+    if chance.random() < 0.5:
+        return {"after_seconds": chance.uniform(0.05, 1.0)}
+    what = chance.choice(["step", "barrier", "publish", "publish", "cleanup"])
+    return {"kill": [what, chance.randint(1, {"step": 12, "barrier": 3, "publish": 70, "cleanup": 3}[what])]}
+
+
+def learn_and_kill(driver, flow, chance, n_kills):
+    """Runs until one reaches the end of the log, of which so many are killed at random; how many were."""
+    killed = number = 0
+    while True:
+        number += 1
+        assert number < 1000, "it should come nearer to the end"
+        status = driver.run(flow, f"{chance.random():.12f}", **(a_way_to_die(chance) if killed < n_kills else {}))
+        killed += status == -9
+        if status == 0:
+            return killed
+
+
+def random_kills(driver, straight, tmp_path, same_state, n_kills, seed):
+    chance, killed, n_logs = random.Random(seed), 0, 0
+    while killed < n_kills:
+        n_logs += 1
+        flow = type(straight.flow)(tmp_path / f"log-{n_logs}")
+        flow.folder.mkdir()
+        flow.configure(straight.stream, every_events=chance.choice([150, 400]))
+        killed += learn_and_kill(driver, flow, chance, n_kills - killed)
+        same_state(flow.newest(), straight.flow.newest())
+    print(f"{killed} kills at random over {n_logs} passes of {len(straight.stream.events)} events")
+    return killed
+
+
+def test_twenty_kills_at_random_leave_no_trace_in_the_end_state(driver, straight, tmp_path, same_state):
+    assert random_kills(driver, straight, tmp_path, same_state, 20, seed=1) >= 20
+
+
+CHOSEN = [
+    ("step", 1),
+    ("step", 4),
+    ("barrier", 1),
+    ("barrier", 2),
+    ("publish", 1),  # before the folder is made
+    ("publish", 3),  # the first file half written
+    ("publish", 4),  # whole, not synced
+    ("publish", 5),  # synced, before the next one
+    ("cleanup", 2),  # half of what the last one left is removed
+]
+
+
+def test_a_kill_within_a_batch_before_a_publish_and_in_each_kind_of_write_leaves_no_trace(
+    driver, straight, flow, same_state
+):
+    flow.configure(straight.stream, every_events=150)
+    for number, point in enumerate(CHOSEN):
+        assert driver.run(flow, number, kill=point) == -9, point
+    assert driver.run(flow, "end") == 0
+    same_state(flow.newest(), straight.flow.newest())
+
+
+def publish_points(driver, straight, flow, points):
+    """Kill each run at the next point of its first publish; gives the points there were."""
+    flow.configure(straight.stream, every_events=40)
+    assert driver.run(flow, "warm", kill=("barrier", 4)) == -9  # three versions: from now on each publish deletes one
+    found = 0
+    for nth in points:
+        status = driver.run(flow, nth, kill=("publish", nth))
+        if status == NO_SUCH_POINT:
+            break
+        assert status == -9, nth
+        assert flow.newest().skipped == ()
+        found += 1
+    assert driver.run(flow, "end") == 0
+    return found
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(3600)
+def test_two_hundred_kills_every_point_of_a_publish_among_them(driver, straight, flow, tmp_path, same_state, capsys):
+    n_points = publish_points(driver, straight, flow, range(1, 500))
+    same_state(flow.newest(), straight.flow.newest())
+    assert n_points > 40, "files, syncs, renames and the deletion of an old version"
+    with capsys.disabled():
+        print(f"\n{n_points} points of a publish, a kill at each")
+        n_random = random_kills(driver, straight, tmp_path, same_state, 200 - n_points, seed=2)
+        print(f"{n_points + n_random} kills in all; the end state was the same bit for bit each time")
+
+
+def test_over_four_partitions_no_event_is_learned_twice_or_missed(
+    driver, straight, topic, tmp_path, make, produce, stream_of
+):
+    """Of each partition as many as in a run without kills, which are all there are; of each task as many labels."""
+    events = make(3_000, seed=4)
+    stream = stream_of(straight.stream.servers, topic, events)
+    produce(stream, events, n_partitions=4)
+    # Views are only shown, not predicted: what is learned of them would depend on the order between partitions.
+    tasks = '[{ name = "click", window = "10s" }, { name = "purchase", window = "20s" }]'
+    ends = []
+    for name, n_kills in (("straight", 0), ("killed", 5)):
+        flow = type(straight.flow)(tmp_path / name)
+        flow.folder.mkdir()
+        flow.configure(stream, tasks=tasks, every_events=150)
+        assert learn_and_kill(driver, flow, random.Random(7), n_kills) == n_kills
+        ends.append(flow.newest())
+    offsets = ends[0].manifest.offsets[topic]
+    assert len(offsets) == 4
+    assert all(offsets.values()), "every partition should have events"
+    count = Counter(event.type for event in events)
+    for end in ends:
+        assert end.manifest.offsets[topic] == offsets
+        assert end.manifest.n_events == sum(offsets.values()) == len(events)
+        # Each exposure is learned at once as a negative, and each outcome as one positive more.
+        learned = end.states["learner"]
+        assert learned["n_positives"] == [count["click"], count["purchase"]]
+        assert learned["n_learned"] == [count["content_view"] + count[task] for task in ("click", "purchase")]
