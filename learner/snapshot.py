@@ -207,6 +207,13 @@ class SnapshotStore:
         holder = self._lock.acquire()
         if holder is not None:
             raise SnapshotLockedError(self.directory, holder)
+        try:
+            self._clear()
+        except OSError:
+            self._lock.release()  # who has not cleared may not write
+            raise
+
+    def _clear(self) -> None:
         # Behind the new token in LOCK: whatever its former holder may still mean to rename is gone (`_rename`).
         for name in self._listing():
             if name.endswith(TEMPORARY) and _ANY_VERSION.fullmatch(name):

@@ -2,6 +2,7 @@
 
 import re
 import signal
+from contextlib import ExitStack
 
 import pytest
 
@@ -48,11 +49,12 @@ def test_a_learner_that_lost_its_lock_while_it_stood_still_ends_with_an_error_an
     stream = stream_of(apache_kafka, topic, reference.events)
     produce(stream, stream.events[:100])
     flow.configure(stream, every_events=300, every="2s")
-    with (
-        flow.start("learn", "-c", flow.config, environment={"ANABRANCH__PROCESSES": "1"}) as owner,
-        flow.learn("--standby") as standby,
-    ):
-        standby.said("Standing by: ")
+    with ExitStack() as stack:
+        alone = {"ANABRANCH__PROCESSES": "1"}
+        owner = stack.enter_context(flow.start("learn", "-c", flow.config, environment=alone))
+        owner.said("Learning `")
+        standby = stack.enter_context(flow.learn("--standby"))
+        standby.said(rf"Standing by: .* is written by process {owner.process.pid} on")
         loading = load(stream, 100, 2_500)
         owner.until(lambda: owner.consumed() >= 1_000)
         owner.process.send_signal(signal.SIGSTOP)

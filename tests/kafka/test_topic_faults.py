@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import pytest
+from confluent_kafka import Producer
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
@@ -155,6 +156,42 @@ def test_the_error_about_deleted_records_names_the_setting_that_skips_them(
 
 
 # --- offsets without a record ---
+
+
+def test_of_many_transactions_only_the_committed_ones_are_read_and_resumed_between(
+    open_source: Any, apache_kafka: str, topic: str
+) -> None:
+    """Every third is aborted, some after their records were stored; the last one is still open at first."""
+    create_topics(apache_kafka, {topic: 2})
+    producer = Producer({"bootstrap.servers": apache_kafka, "transactional.id": topic})
+    producer.init_transactions()
+    committed: list[int] = []
+    for n in range(30):
+        producer.begin_transaction()
+        for value in range(10 * n, 10 * n + 10):
+            producer.produce(topic, value=b"%d" % value, partition=value % 2)
+        producer.flush()
+        if n == 29:
+            break
+        if n % 3 == 1:
+            producer.abort_transaction()
+        else:
+            producer.commit_transaction()
+            committed += range(10 * n, 10 * n + 10)
+    with open_source(apache_kafka, max_poll_records=50) as source:
+        records: list[Record] = []
+        while len(records) < len(committed) // 2:
+            records += source.poll(100)
+        position = source.position()
+    with open_source(apache_kafka, position) as source:
+        while len(records) < len(committed):
+            records += source.poll(100)
+        assert source.poll(300) == []
+        producer.commit_transaction()
+        committed += range(290, 300)
+        while len(records) < len(committed):
+            records += source.poll(100)
+    assert sorted(values(records)) == committed
 
 
 def test_a_compacted_topic_is_read_over_its_gaps_and_resumed_inside_one(

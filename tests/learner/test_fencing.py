@@ -1,5 +1,6 @@
 """A writer whose lock was given to another process publishes nothing more, wherever it stood still."""
 
+import errno
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,19 @@ def test_a_publish_makes_as_many_calls_as_are_tried(tmp_path: Path) -> None:
     disk.n_calls = 0
     publish(store, 3)
     assert disk.n_calls == N_CALLS
+
+
+def test_who_could_not_clear_what_was_left_does_not_write(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise OSError(errno.ENOTEMPTY, "somebody still writes there")
+
+    (tmp_path / "v00000001.1.tmp").mkdir()
+    store = SnapshotStore(tmp_path, disk=StandingStill(1, fail))
+    with pytest.raises(OSError, match="still writes"):
+        store.acquire()
+    assert (tmp_path / "v00000001.1.tmp").exists()
+    publish(store, 1)
+    assert not (tmp_path / "v00000001.1.tmp").exists()
 
 
 def test_each_writer_has_a_higher_number_also_after_a_restart(tmp_path: Path) -> None:
