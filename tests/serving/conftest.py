@@ -18,7 +18,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from cli._assembly import Assembly, assemble
-from contracts.events import Event
+from contracts.events import Attributes, Event
 from contracts.records import Record
 from contracts.settings import Settings
 from learner.snapshot import SnapshotStore
@@ -45,13 +45,15 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    """Small, with a field of each kind and owner."""
+    """Small, with a field of each kind and owner, and what is off by default turned on."""
     return Settings.model_validate(
         {
             "fields": [
                 {"source": "item.category"},
                 {"source": "item.brand"},
                 {"source": "item.price", "kind": "numeric"},
+                {"source": "item.tags", "kind": "multi", "slots": 3},
+                {"source": "item.title", "kind": "text"},
                 {"source": "user.country"},
                 {"source": "context.device"},
                 {"source": "context.position", "kind": "numeric"},
@@ -59,11 +61,18 @@ def settings() -> Settings:
             "tasks": [
                 {"name": "content_view"},
                 {"name": "click", "window": "30s"},
-                {"name": "purchase", "window": "60s"},
+                {"name": "purchase", "window": "60s", "delay": "delay_head", "wait": "3s"},
             ],
             "features": {"users": 2000, "items": 2000, "pairs": 4096, "values": 4096},
             "embedding": {"max_mib": 2.0},
-            "model": {"width": 4, "experts": 2, "expert_layers": (8, 6), "tower": 4},
+            "model": {
+                "width": 4,
+                "experts": 2,
+                "expert_layers": (8, 6),
+                "tower": 4,
+                "history": "attention",
+                "field_gates": True,
+            },
             "serve": {"max_items": 50, "max_body_bytes": 20_000, "reload": "20ms"},
         }
     )
@@ -85,7 +94,12 @@ def events() -> list[Event]:
         purchase_window_ms=60_000,
         new_items=0,
     )
-    return list(ShopSimulator(shop).events())
+    return [msgspec.structs.replace(event, item=_described(event.item)) for event in ShopSimulator(shop).events()]
+
+
+def _described(item: Attributes) -> Attributes:
+    category, brand = item.get("category"), item.get("brand")
+    return {**item, "tags": [category, brand], "title": f"{brand} of {category}"}
 
 
 def _assembly(

@@ -64,7 +64,7 @@ def test_probabilities_are_those_of_the_frozen_model_on_the_encoded_candidates(
         np.zeros(0, np.float32),
         np.array([hash_id("context.device", "phone")]),
         np.array([2.0], np.float32),
-        np.zeros((n, 2), np.int64),
+        np.zeros((n, schema.item.n_ids), np.int64),
         np.full((n, 1), np.nan, np.float32),
     )
     expected = FrozenModel(settings, schema.layout, snapshot.groups).probabilities(rows)
