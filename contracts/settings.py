@@ -252,7 +252,7 @@ class EmbeddingSettings(_Section):
     """The id → row table: one for all fields, collisionless, under a hard cap."""
 
     max_mib: float = Field(default=256.0, gt=0)
-    """Hard cap on rows, their optimiser state and the id map together."""
+    """Hard cap on rows, their optimiser state and the id map together; the copy for snapshots comes on top (ADR 12)."""
     admit_after: int = Field(default=2, ge=1, le=255)
     """Sightings before an id gets a row of its own; until then it trains its field's cold row."""
     learning_rate: float = Field(default=0.02, gt=0)

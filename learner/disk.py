@@ -4,7 +4,11 @@ import fcntl
 import os
 import shutil
 import socket
+from collections.abc import Sequence
 from pathlib import Path
+
+Part = bytes | memoryview
+"""Some of a file's bytes."""
 
 
 class Disk:
@@ -13,10 +17,11 @@ class Disk:
     Tests give the store one that fails.
     """
 
-    def write(self, path: Path, data: bytes) -> None:
-        """Write a file and wait until it is on the disk."""
+    def write(self, path: Path, parts: Sequence[Part]) -> None:
+        """Write a file, part after part, and wait until it is on the disk."""
         with path.open("wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
 

@@ -5,7 +5,7 @@ One table serves all fields, since a field's name is hashed into its ids. An id 
 copy of it: new things start at a trained default, not at noise. At the cap the least recently used rows go.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from contracts.batch import Bools, Float32s, Int64s, Rows
 from contracts.settings import EmbeddingSettings
 from features.compiled import compiled, compiled_loop
-from features.directory import Directory, admit, evict, is_full, load_directory, new_directory, save_directory
+from features.directory import Directory, admit, evict, is_full, load_directory, new_directory
 from features.idmap import Integer, Real, find, map_bytes, mix
+from learner.shadow import Shadow
 
 NO_ROW = -1
 _SKETCH = 1 << 19
@@ -77,6 +78,8 @@ class EmbeddingTable:
         self._counts = np.zeros(3, np.int64)  # sightings since the last halving, rejected sightings, steps
         self._swept_ms = np.full(1, -1, np.int64)  # event time of the accumulators' last decay
         self._scratch = np.full(self.capacity, -1, np.int32)
+        self._changed = np.zeros(self.capacity, np.bool_)  # rows since the last capture
+        self._shadow = Shadow()
         self._summed = np.empty((0, width), np.float32)
         generator = torch.Generator().manual_seed(seed)
         self._weights[:n_fields] = torch.randn(n_fields, width, generator=generator).numpy() * _STD
@@ -124,6 +127,7 @@ class EmbeddingTable:
             self._weights,
             self._accumulators,
             np.float32(self._settings.initial_accumulator),
+            self._changed,
             ids,
         )
         _look(self._directory, self._n_fields, rows.ids[:0], rows.history, ids[:0], history)
@@ -149,6 +153,7 @@ class EmbeddingTable:
             self._accumulators -= initial
             self._accumulators *= np.float32(0.5 ** (since_ms / half_life_ms))
             self._accumulators += initial
+            self._changed[...] = True
         self._swept_ms[0] = now_ms
 
     def update(
@@ -176,19 +181,32 @@ class EmbeddingTable:
             np.float32(self._settings.learning_rate),
             np.float32(l1),
             np.float32(l2),
+            self._changed,
         )
 
     def save(self) -> dict[str, NDArray[Any]]:
-        """The rows in use and all state beside them."""
-        arrays = {f"directory.{name}": array for name, array in save_directory(self._directory).items()}
-        row = np.concatenate([np.arange(self._n_fields), arrays["directory.row"] + self._n_fields])
-        return arrays | {
-            "weights": self._weights[row],
-            "accumulators": self._accumulators[row],
-            "sketch": self._sketch,
-            "counts": self._counts,
-            "swept_ms": self._swept_ms,
+        """The rows in use and all state beside them, valid until the next save or capture."""
+        return self.capture()()
+
+    def capture(self) -> Callable[[], dict[str, NDArray[Any]]]:
+        """What :meth:`save` gives, cut now and put together when it is called, while learning goes on.
+
+        Stops for a copy of the rows that changed since the last capture. The call is due before the next one.
+        """
+        directory, n_used = self._directory, self._directory.counts[2]
+        rest: dict[str, NDArray[Any]] = {
+            "directory.free": directory.free[: directory.counts[0]].copy(),
+            "directory.counts": directory.counts.copy(),
+            "sketch": self._sketch.copy(),
+            "counts": self._counts.copy(),
+            "swept_ms": self._swept_ms.copy(),
         }
+        first = self._n_fields
+        cold = {"weights": self._weights[:first].copy(), "accumulators": self._accumulators[:first].copy()}
+        live: dict[str, NDArray[Any]] = {"weights": self._weights[first:], "accumulators": self._accumulators[first:]}
+        live |= {name: getattr(directory, name) for name in ("ids", "last_ms", "attributes", "numbers")}
+        self._shadow.sync(live, self._changed[first:], n_used)
+        return lambda: rest | _rows_in_use(self._shadow.arrays, cold, n_used)
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Fill a fresh table with what :meth:`save` gave."""
@@ -203,6 +221,17 @@ class EmbeddingTable:
         self._sketch[...] = arrays["sketch"]
         self._counts[...] = arrays["counts"]
         self._swept_ms[...] = arrays["swept_ms"]
+        self._changed[...] = True
+
+
+def _rows_in_use(
+    held: Mapping[str, NDArray[Any]], cold: Mapping[str, NDArray[Any]], n_used: Integer
+) -> dict[str, NDArray[Any]]:
+    """The directory's rows with an id; before their weights those of the cold rows."""
+    row = np.flatnonzero(held["ids"][:n_used])
+    picked = {name: np.take(array, row, axis=0) for name, array in held.items()}
+    arrays = {f"directory.{name}": array for name, array in (("row", row), *picked.items()) if name not in cold}
+    return arrays | {name: np.concatenate([array, picked[name]]) for name, array in cold.items()}
 
 
 @compiled_loop
@@ -235,6 +264,7 @@ def _see(
     weights: Float32s,
     accumulators: Float32s,
     initial: Real,
+    changed: Bools,
     out: Int64s,
 ) -> None:
     for n in range(ids.shape[0]):
@@ -246,6 +276,9 @@ def _see(
                 if seen >= admit_after:
                     if is_full(directory):
                         evict(directory, directory.free[:0])
+                        for r in range(len(directory.ids)):
+                            if directory.ids[r] == 0:
+                                changed[r + n_fields] = True
                     row = admit(directory, key)
                     for d in range(weights.shape[1]):
                         weights[row + n_fields, d] = weights[f, d]
@@ -254,6 +287,7 @@ def _see(
                     counts[1] += 1
             if row >= 0:
                 directory.last_ms[row] = counts[2]
+                changed[row + n_fields] = True
             out[n, f] = row + n_fields if row >= 0 else f
 
 
@@ -315,6 +349,7 @@ def _update(
     learning_rate: Real,
     l1: Real,
     l2: Real,
+    changed: Bools,
 ) -> None:
     n_fields, width = ids.shape[1], weights.shape[1]
     touched = np.empty(len(summed), np.int64)
@@ -336,6 +371,7 @@ def _update(
     for k in range(n_touched):
         row = touched[k]
         scratch[row] = -1
+        changed[row] = True
         if l1 > 0.0 or l2 > 0.0:
             for d in range(width):
                 summed[k, d] += l1 * np.sign(weights[row, d]) + l2 * weights[row, d]

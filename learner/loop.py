@@ -1,8 +1,9 @@
-"""The learner's loop: batches are learned, barriers become snapshots."""
+"""The learner's loop: batches are learned, barriers become snapshots, written while learning goes on."""
 
 import logging
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 
 import msgspec
@@ -12,7 +13,8 @@ from contracts.records import Offsets
 from contracts.settings import Settings
 from learner.metrics import LearnerMetrics
 from learner.snapshot import Snapshot, SnapshotStore
-from learner.trainer import Trainer
+from learner.snapshot_files import encode_state
+from learner.trainer import Groups, Trainer
 
 log = logging.getLogger("anabranch.learner")
 
@@ -21,10 +23,16 @@ INGEST, LEARNER = "ingest", "learner"
 
 
 class LearnerLoop:
-    """Learns a stream and publishes a snapshot at each barrier.
+    """Learns a stream and publishes a snapshot at each barrier:
+
+    1. learning stops for a copy of what changed since the last one (:meth:`Trainer.capture`);
+    2. a thread encodes, writes and publishes the copy while learning goes on;
+    3. only what is published is told (``published``), and the barrier is released: the ingest may make the next one.
+
+    One snapshot is written at a time: a barrier that comes earlier waits. The run ends when the last one is written.
 
     :param store: None: barriers only pass by (`evaluate`).
-    :param published: told the offsets of every published snapshot, for lag tools.
+    :param published: told the offsets of every published snapshot, for lag tools, by the writer's thread.
     """
 
     def __init__(
@@ -50,31 +58,53 @@ class LearnerLoop:
             tries again.
         """
         self._metrics.begin(self._trainer)
-        failure: OSError | None = None
-        for piece in stream:
-            if isinstance(piece, Barrier):
-                failure = self._publish(piece)
-            else:
-                started = time.perf_counter()
-                self._trainer.step(piece)
-                self._metrics.stepped(self._trainer, piece, time.perf_counter() - started)
-                for task in self._trainer.drifted:
-                    log.warning(
-                        "Drift: the prequential loss of `%s` has changed (now %.4f).", task, self._trainer.losses[task]
-                    )
-                progress(piece)
+        written: Future[OSError | None] | None = None
+        with ThreadPoolExecutor(1, "anabranch-snapshot") as writer:
+            for piece in stream:
+                if isinstance(piece, Barrier):
+                    self._metrics.refresh(self._trainer, piece.event_time_ms)
+                    if self._store is None or piece.event_time_ms < 0:
+                        piece.release()
+                        continue
+                    started = time.perf_counter()
+                    if written is not None:
+                        written.result()
+                    written = writer.submit(self._publish, self._store, piece, *self._captured())
+                    self._metrics.snapshot_pause.observe(time.perf_counter() - started)
+                else:
+                    self._step(piece)
+                    progress(piece)
+        failure = written.result() if written is not None else None
         if failure is not None:
             raise failure
 
-    def _publish(self, barrier: Barrier) -> OSError | None:
-        self._metrics.refresh(self._trainer, barrier.event_time_ms)
-        if self._store is None or barrier.event_time_ms < 0:
-            return None
+    def _step(self, batch: Batch) -> None:
         started = time.perf_counter()
-        groups, state = self._trainer.save()
+        self._trainer.step(batch)
+        self._metrics.stepped(self._trainer, batch, time.perf_counter() - started)
+        for task in self._trainer.drifted:
+            log.warning("Drift: the prequential loss of `%s` has changed (now %.4f).", task, self._trainer.losses[task])
+
+    def _captured(self) -> tuple[Callable[[], Groups], msgspec.Raw]:
+        finish, state = self._trainer.capture()
+        return finish, msgspec.Raw(encode_state(LEARNER, state))
+
+    def _publish(
+        self, store: SnapshotStore, barrier: Barrier, finish: Callable[[], Groups], state: msgspec.Raw
+    ) -> OSError | None:
+        """Write a snapshot and tell of it, in the writer's thread; returns the error of a disk that failed."""
         try:
-            manifest = self._store.publish(
-                {**barrier.groups, **groups},
+            return self._write(store, barrier, finish, state)
+        finally:
+            barrier.release()
+
+    def _write(
+        self, store: SnapshotStore, barrier: Barrier, finish: Callable[[], Groups], state: msgspec.Raw
+    ) -> OSError | None:
+        started = time.perf_counter()
+        try:
+            manifest = store.publish(
+                {**barrier.groups, **finish()},
                 {INGEST: barrier.state, LEARNER: state},
                 created_ms=self._clock_ms(),
                 event_time_ms=barrier.event_time_ms,

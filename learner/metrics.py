@@ -57,8 +57,14 @@ class LearnerMetrics:
         )
         self.snapshot_seconds = Histogram(
             "anabranch_snapshot_seconds",
-            "Time to write and publish a snapshot.",
+            "Time to write and publish a snapshot, while learning goes on.",
             buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=registry,
+        )
+        self.snapshot_pause = Histogram(
+            "anabranch_snapshot_pause_seconds",
+            "Time that learning stood still for a snapshot: the copy, and waiting for the one before to be written.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.5, 1, 5),
             registry=registry,
         )
         self.snapshot_bytes = gauge("anabranch_snapshot_bytes", "Size of the latest snapshot.")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from contracts.manifest import FileEntry, Manifest, encode_manifest
 from contracts.records import Offsets, encode_offsets
-from learner.disk import Disk, WriterLock
+from learner.disk import Disk, Part, WriterLock
 from learner.snapshot_files import (
     GROUP,
     MANIFEST,
@@ -270,8 +270,7 @@ class SnapshotStore:
             files={},
         )
         encode_manifest(manifest)  # a layout that is not JSON shows before anything is written
-        # One group in memory at a time: the largest may be as big as the embedding table's cap.
-        contents = ((file, encode_group(arrays)) for file, arrays in checked.items())
+        contents = [(file, encode_group(arrays)) for file, arrays in checked.items()]
         try:
             manifest = self._write_version(manifest, contents, encoded)
             self._point_to(number)
@@ -298,17 +297,17 @@ class SnapshotStore:
         return manifest
 
     def _write_version(
-        self, manifest: Manifest, groups: Iterable[tuple[str, bytes]], states: Mapping[str, bytes]
+        self, manifest: Manifest, groups: Iterable[tuple[str, list[Part]]], states: Mapping[str, bytes]
     ) -> Manifest:
         folder = self._temporary(manifest.version)
         self._disk.make_folder(folder)
         files: dict[str, FileEntry] = {}
-        for contents in (groups, states.items()):
-            for file, data in contents:
-                self._disk.write(folder / file, data)
-                files[file] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
+        contents: list[tuple[str, Sequence[Part]]] = [*groups, *((file, [data]) for file, data in states.items())]
+        for file, parts in contents:
+            self._disk.write(folder / file, parts)
+            files[file] = _entry(parts)
         manifest = msgspec.structs.replace(manifest, files=files)
-        self._disk.write(folder / MANIFEST, encode_manifest(manifest))
+        self._disk.write(folder / MANIFEST, [encode_manifest(manifest)])
         self._disk.sync_folder(folder)
         self._disk.rename(folder, self.path(manifest.version))
         self._disk.sync_folder(self.directory)
@@ -323,7 +322,7 @@ class SnapshotStore:
 
     def _point_to(self, version: int) -> None:
         beside = self.directory / f"{LATEST}{TEMPORARY}"
-        self._disk.write(beside, _latest_text(version))
+        self._disk.write(beside, [_latest_text(version)])
         self._disk.rename(beside, self.directory / LATEST)
         self._disk.sync_folder(self.directory)
 
@@ -352,6 +351,13 @@ class SnapshotStore:
             except OSError as error:
                 # The new version is safe on the disk; that an old one stays is no reason to fail.
                 log.warning("Version %d cannot be deleted: %s", version, error)
+
+
+def _entry(parts: Sequence[Part]) -> FileEntry:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return FileEntry(digest.hexdigest(), sum(memoryview(part).nbytes for part in parts))
 
 
 def _latest_text(version: int) -> bytes:

@@ -239,3 +239,26 @@ def test_a_saved_and_loaded_table_goes_on_identically_through_evictions(assert_s
         torch.testing.assert_close(learn(straight, rng), learn(resumed, other), rtol=0, atol=0)
     assert straight.n_evicted > 0
     assert_same(straight.save(), resumed.save())
+
+
+def test_what_was_captured_is_the_cut_whatever_is_learned_before_it_is_put_together(assert_same) -> None:
+    """Evictions and the accumulators' decay change rows that no step touches."""
+    settings = {"max_mib": 0.1, "admit_after": 1, "accumulator_half_life": "16s"}
+    made = EmbeddingTable(EmbeddingSettings.model_validate(settings), WIDTH, N_FIELDS, N_TYPES, 0)
+    rng = np.random.default_rng(4)
+
+    def learn(n_ids, now_ms):
+        ids, history = see(made, *random_examples(rng, 100, n_ids=n_ids))
+        gradient = torch.from_numpy(rng.normal(size=(100, N_FIELDS + N_TYPES, WIDTH)).astype(np.float32))
+        made.update(ids, history, gradient, 1.0)
+        made.decay(now_ms)
+
+    for step in range(40):
+        learn(10 if step % 3 else 3000, 300 * step)  # few rows change, then many
+        twin = copy.deepcopy(made)
+        twin._changed[...] = True
+        wanted, finish = twin.save(), made.capture()
+        if step % 2:
+            learn(3000, 300 * step)
+        assert_same(wanted, finish())
+    assert made.n_evicted > 0

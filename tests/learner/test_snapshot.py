@@ -350,11 +350,12 @@ class FailingDisk(Disk):
         self.calls.append(name)
         return len(self.calls) - 1 == self._fail_at
 
-    def write(self, path, data):
+    def write(self, path, parts):
         if self._step(f"write {path.name}"):
+            data = b"".join(parts)
             path.write_bytes(data[: len(data) // 2])
             raise self._error
-        super().write(path, data)
+        super().write(path, parts)
 
     def make_folder(self, path):
         if self._step("make_folder"):
