@@ -1,4 +1,4 @@
-"""What a snapshot costs the learner: how long it stands still at a million rows, and the rate while one is written.
+"""What snapshots and deltas cost the learner: how long it stands still at a million rows, and the rate meanwhile.
 
 python -m benchmarks.bench_snapshot
 """
@@ -59,8 +59,24 @@ def _pauses(trainer: Trainer, ids: Int64s) -> list[float]:
     return found[1:]
 
 
+def _delta_writes(trainer: Trainer, ids: Int64s, directory: Path) -> list[float]:
+    """Milliseconds to put together, hash and write a delta of these ids' rows."""
+    found = []
+    with SnapshotStore(directory) as store:
+        newest = store.publish(
+            {}, {}, created_ms=0, event_time_ms=0, n_events=0, offsets={}, settings_fingerprint="", tasks=()
+        )
+        for _ in range(RUNS + 1):
+            _touch(trainer, ids)
+            finish = trainer.capture_delta()
+            started = time.perf_counter()
+            newest = store.publish_delta(newest, finish(), created_ms=0, event_time_ms=0)
+            found.append((time.perf_counter() - started) * 1000)
+    return found[1:]
+
+
 class _Learning:
-    """A loop over a million rows, with or without a snapshot being written all the time."""
+    """A loop over a million rows: nothing written, a snapshot all the time, or one at first and a delta each second."""
 
     def __init__(self, settings: Settings, trainer: Trainer, directory: Path) -> None:
         self.write_seconds: list[float] = []
@@ -69,22 +85,26 @@ class _Learning:
         self._batches = random_batches(settings, _BATCHES, _BATCH_ROWS)
         self._directory = directory
 
-    def rate(self, *, saving: bool) -> float:
-        """Examples a second from the first batch to the last."""
+    def rate(self, *, saving: bool = False, delta_seconds: float = 0.0) -> float:
+        """Examples a second, of the steps behind a snapshot that is written."""
         registry = CollectorRegistry()
         metrics = LearnerMetrics(registry, self._settings.evaluation.detector)
+        snapshot = self._settings.snapshot.model_copy(update={"delta_seconds": delta_seconds})
         with SnapshotStore(self._directory, 1) as store:
-            loop = LearnerLoop(self._settings, self._trainer, metrics, store)
+            settings = self._settings.model_copy(update={"snapshot": snapshot})
+            loop = LearnerLoop(settings, self._trainer, metrics, store)
             seconds: list[float] = []
             loop.run(self._stream(seconds, saving=saving))
-        n_written = registry.get_sample_value("anabranch_snapshot_seconds_count")
-        if n_written:
-            self.write_seconds.append((registry.get_sample_value("anabranch_snapshot_seconds_sum") or 0.0) / n_written)
+        if saving:
+            value = registry.get_sample_value
+            n_written = value("anabranch_snapshot_seconds_count") or 1.0
+            self.write_seconds.append((value("anabranch_snapshot_seconds_sum") or 0.0) / n_written)
         return _BATCHES * _BATCH_ROWS / seconds[0]
 
     def _stream(self, seconds: list[float], *, saving: bool) -> Iterator[Batch | Barrier]:
         written = threading.Event()
-        written.set()
+        yield Barrier({}, {}, {}, 1, 1, written.set)
+        written.wait()
         started = time.perf_counter()
         for batch in self._batches:
             if saving and written.is_set():
@@ -95,7 +115,7 @@ class _Learning:
 
 
 def figures() -> list[Figure]:
-    """The pause, the time to write, and the rate of learning meanwhile."""
+    """The pause, the times to write, and the rate of learning meanwhile."""
     settings = ten_field_settings(embedding={"admit_after": 1})
     use_threads(settings)
     trainer = _filled(settings)
@@ -108,12 +128,25 @@ def figures() -> list[Figure]:
     with tempfile.TemporaryDirectory() as directory:
         learning = _Learning(settings, trainer, Path(directory))
         rates = in_turn(
-            {"no snapshot": lambda: learning.rate(saving=False), "writing": lambda: learning.rate(saving=True)}
+            {
+                "nothing": learning.rate,
+                "deltas": lambda: learning.rate(delta_seconds=1.0),
+                "snapshots": lambda: learning.rate(saving=True),
+            }
         )
         made += [
+            Figure(
+                f"a delta of {_N_FEW:,} rows written, meanwhile",
+                _delta_writes(trainer, few, Path(directory, "d")),
+                "ms",
+                1,
+            ),
             Figure("a snapshot written and published, meanwhile", learning.write_seconds[1:], "s", 2),
-            Figure(f"learning, batches of {_BATCH_ROWS}, no snapshot", rates["no snapshot"], "examples/s"),
-            Figure(f"learning, batches of {_BATCH_ROWS}, one snapshot after the other", rates["writing"], "examples/s"),
+            Figure(f"learning, batches of {_BATCH_ROWS}, nothing written", rates["nothing"], "examples/s"),
+            Figure(f"learning, batches of {_BATCH_ROWS}, a delta each second", rates["deltas"], "examples/s"),
+            Figure(
+                f"learning, batches of {_BATCH_ROWS}, one snapshot after the other", rates["snapshots"], "examples/s"
+            ),
         ]
     return made
 

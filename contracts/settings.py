@@ -306,6 +306,11 @@ class SnapshotSettings(_Section):
     directory: str = "snapshots"
     every_ms: DurationMs = Field(default=MINUTE, alias="every")
     every_events: int = Field(default=200_000, ge=1)
+    delta_seconds: float = Field(default=0.0, ge=0, le=86_400)
+    """Between two snapshots, what scoring needs of the weights that changed, so often on the wall clock; 0: never.
+
+    Off by default: a delta moves the weights on, not the profiles, which follow with the next snapshot (ADR 12).
+    """
     keep: int = Field(default=3, ge=1)
 
 

@@ -5,6 +5,7 @@ One table serves all fields, since a field's name is hashed into its ids. An id 
 copy of it: new things start at a trained default, not at noise. At the cap the least recently used rows go.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from contracts.batch import Bools, Float32s, Int64s, Rows
 from contracts.settings import EmbeddingSettings
 from features.compiled import compiled, compiled_loop
 from features.directory import Directory, admit, evict, is_full, load_directory, new_directory
-from features.idmap import Integer, Real, find, map_bytes, mix
+from features.idmap import Integer, Real, find, map_bytes, mix, rebuild
 from learner.shadow import Shadow
 
 NO_ROW = -1
@@ -207,6 +208,43 @@ class EmbeddingTable:
         live |= {name: getattr(directory, name) for name in ("ids", "last_ms", "attributes", "numbers")}
         self._shadow.sync(live, self._changed[first:], n_used)
         return lambda: rest | _rows_in_use(self._shadow.arrays, cold, n_used)
+
+    def capture_delta(self) -> Callable[[], dict[str, NDArray[Any]]]:
+        """What scoring needs of the rows that changed since the last capture, cut now as :meth:`capture` does.
+
+        By row: an id of 0 is a row that was evicted.
+        """
+        n_used = self._directory.counts[2]
+        row = np.flatnonzero(self._changed[self._n_fields :][:n_used])
+        self.capture()
+        cold, held = self._weights[: self._n_fields].copy(), self._shadow.arrays
+        return lambda: {
+            "cold": cold,
+            "row": row,
+            **{name: np.take(held[name], row, axis=0) for name in ("ids", "weights")},
+        }
+
+    def moved_on(self, delta: Mapping[str, NDArray[Any]]) -> "EmbeddingTable":
+        """A table to look into, as this one with a delta; this one stays as it is.
+
+        :raises IndexError: the delta is of a larger table.
+        :raises ValueError: it is of other rows.
+        """
+        made, old, row = copy.copy(self), self._directory, delta["row"]
+        ids, counts = old.ids.copy(), old.counts.copy()
+        ids[row] = delta["ids"]
+        counts[2] = max(counts[2], row.max(initial=-1) + 1)
+        made._weights = np.zeros_like(self._weights)
+        n_used = self._n_fields + old.counts[2]
+        made._weights[:n_used] = self._weights[:n_used]
+        made._weights[row + self._n_fields] = delta["weights"]
+        made._weights[: self._n_fields] = delta["cold"]
+        keys, rows = old.keys, old.rows
+        if not np.array_equal(old.ids[row], delta["ids"]):
+            keys, rows = np.empty_like(keys), np.empty_like(rows)
+            rebuild(keys, rows, ids)
+        made._directory = old._replace(keys=keys, rows=rows, ids=ids, counts=counts)
+        return made
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Fill a fresh table with what :meth:`save` gave."""

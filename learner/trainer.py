@@ -268,6 +268,16 @@ class Trainer:
         }
         return lambda: {**small, "table": table(), "examples": examples()}, state
 
+    def capture_delta(self) -> Callable[[], Groups]:
+        """What scoring needs of that which changed since the last capture, cut now: weights, rows, readout."""
+        small: Groups = {
+            "dense": {name: value.numpy() for name, value in self.network.state_dict().items()},
+            **self.readout.save(),
+        }
+        small = {group: {name: array.copy() for name, array in arrays.items()} for group, arrays in small.items()}
+        table = self.table.capture_delta()
+        return lambda: {**small, "table": table()}
+
     def _moments(self) -> dict[str, torch.Tensor]:
         moments: dict[str, torch.Tensor] = self._optimizer.state.get(self._weights, {})
         return moments

@@ -27,22 +27,22 @@ class FailingDisk(Disk):
 
     full = False
 
-    def write(self, path, data):
+    def write(self, path, parts, **how):
         if self.full:
             raise OSError(28, "No space left on device")
-        super().write(path, data)
+        super().write(path, parts, **how)
 
 
 class Loop:
     """A loop with all that it is made of."""
 
-    def __init__(self, settings, layout, store=None):
+    def __init__(self, settings, layout, store=None, clock_ms=lambda: NOW_MS):
         self.settings, self.layout = settings, layout
         self.registry = CollectorRegistry()
         self.trainer = Trainer(settings, layout)
         self.metrics = LearnerMetrics(self.registry, settings.evaluation.detector)
         self.published = []
-        self.loop = LearnerLoop(settings, self.trainer, self.metrics, store, self.published.append, lambda: NOW_MS)
+        self.loop = LearnerLoop(settings, self.trainer, self.metrics, store, self.published.append, clock_ms)
 
     def value(self, name, **labels):
         return self.registry.get_sample_value(name, labels)
@@ -178,10 +178,10 @@ class SlowDisk(Disk):
     def __init__(self):
         self.writes, self.may_go_on = threading.Event(), threading.Event()
 
-    def write(self, path, parts):
+    def write(self, path, parts, **how):
         self.writes.set()
         assert self.may_go_on.wait(PATIENCE_SECONDS)
-        super().write(path, parts)
+        super().write(path, parts, **how)
 
 
 def test_learning_goes_on_while_a_snapshot_is_written_and_what_is_written_is_the_cut(
@@ -239,9 +239,9 @@ class CrashingDisk(Disk):
         if self.n_calls - 1 == self.crash_at:
             raise SystemExit
 
-    def write(self, path, parts):
+    def write(self, path, parts, **how):
         self._call()
-        super().write(path, parts)
+        super().write(path, parts, **how)
 
     def make_folder(self, path):
         self._call()
@@ -279,6 +279,74 @@ def test_a_writer_that_dies_at_any_step_leaves_a_whole_store_and_ends_the_run(
         assert (snapshot.manifest.n_events == 2) or made.published == [barrier(1).offsets]
     assert crash_at > 10
     assert found == {1, 2}
+
+
+def with_deltas(settings, layout, store, stream_of):
+    """A loop whose clock goes a second on at each look, over a stream that waits for the disk behind each piece."""
+    snapshot = settings.snapshot.model_copy(update={"delta_seconds": 1.0})
+    made = Loop(settings.model_copy(update={"snapshot": snapshot}), layout, store, itertools.count(0, 1000).__next__)
+
+    def stream():
+        for piece in stream_of:
+            yield piece
+            made.loop._writer.wait()
+
+    return made, stream()
+
+
+def test_a_delta_follows_each_step_behind_a_snapshot(settings, layout, store, make_stream) -> None:
+    batches = make_stream(settings, 9)
+    made, stream = with_deltas(settings, layout, store, [*batches[:3], barrier(100), *batches[3:8]])
+    made.loop.run(stream)
+    deltas = list(store.deltas(1, 0))
+    assert [delta.manifest.delta for delta in deltas] == [1, 2, 3, 4, 5]
+    assert deltas[-1].manifest.event_time_ms == max(int(batch.time_ms.max()) for batch in batches[3:8])
+    first = store.load(1)
+    table = Trainer(settings, layout).table
+    table.load(first.groups["table"])
+    for delta in deltas:
+        table = table.moved_on(delta.groups["table"])
+    rows = made.trainer.table.rows(batches[8].rows)
+    np.testing.assert_array_equal(table.embed(*table.rows(batches[8].rows)), made.trainer.table.embed(*rows))
+    assert made.value("anabranch_delta_seconds_count") == 5
+    assert made.value("anabranch_delta_bytes_total") == sum(delta.manifest.total_bytes for delta in deltas)
+    assert made.value("anabranch_delta_rows_total") == sum(len(delta.groups["table"]["row"]) for delta in deltas) > 0
+
+
+def test_after_a_failure_there_are_no_deltas_until_the_next_snapshot(
+    settings, layout, store, disk, make_stream
+) -> None:
+    batches = make_stream(settings, 12)
+
+    def pieces():
+        yield barrier(1)
+        yield from batches[:2]
+        disk.full = True
+        yield batches[2]
+        disk.full = False
+        yield from batches[3:6]
+        yield barrier(2)
+        yield from batches[6:8]
+        disk.full = True
+        yield barrier(3)
+        disk.full = False
+        yield from batches[8:10]
+        yield barrier(4)
+
+    made, stream = with_deltas(settings, layout, store, pieces())
+    made.loop.run(stream)
+    assert {version: [delta.manifest.delta for delta in store.deltas(version, 0)] for version in store.versions()} == {
+        1: [1, 2],
+        2: [1, 2],
+        3: [],
+    }
+    assert made.value("anabranch_snapshot_failures_total") == 2
+
+
+def test_without_the_setting_there_are_no_deltas(settings, layout, store, make_stream) -> None:
+    made = Loop(settings, layout, store, itertools.count(0, 1000).__next__)
+    made.loop.run([barrier(1), *make_stream(settings, 5)])
+    assert list(store.deltas(1, 0)) == []
 
 
 def test_an_error_of_the_stream_ends_the_run(settings, layout) -> None:
