@@ -1,5 +1,6 @@
 """The batch: what the streamer hands to the learner, as columns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,15 +118,21 @@ class Batch:
     first_event_ms: int
 
 
+def _nothing() -> None:
+    """What there is to release where nobody waits for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Barrier:
     """The cut that travels with the data (DESIGN §4): everything before it is in the batches before it.
 
     :param offsets: the next offset of every partition at the cut.
-    :param groups: the ingest side's arrays, by group and name; borrowed: valid until the stream goes on.
+    :param groups: the ingest side's arrays, by group and name, which nobody changes until ``release`` is called.
     :param state: the ingest side's small state, plain msgpack types.
     :param event_time_ms: newest event time before the cut.
     :param n_events: events taken since the first one ever.
+    :param release: to be called, from any thread, once the arrays are not needed any more: until then the ingest makes
+        no further barrier.
     """
 
     offsets: Offsets
@@ -133,3 +140,4 @@ class Barrier:
     state: dict[str, Any]
     event_time_ms: int
     n_events: int
+    release: Callable[[], None] = _nothing

@@ -29,7 +29,9 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """One snapshot: all of it cut at the same batch boundary.
+    """One snapshot, all of it cut at the same batch boundary; or one delta behind it.
+
+    ``delta`` is the delta's number, from 1; its ``offsets`` and ``n_events`` are those of the snapshot.
 
     ``offsets`` is ``{topic: {partition: next offset}}``. ``event_time_ms`` is the newest event time in it,
     ``created_ms`` the wall clock. ``layout`` is what the snapshot's writer and readers agree on about its arrays,
@@ -39,6 +41,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     library: str
     version: Annotated[int, Meta(ge=1, le=99_999_999)]
+    delta: _Count = 0
     created_ms: int
     event_time_ms: int
     n_events: _Count

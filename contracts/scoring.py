@@ -82,9 +82,10 @@ class RankReply(Reply, kw_only=True):
 
 
 class ModelReply(msgspec.Struct, kw_only=True):
-    """What is being served."""
+    """What is being served; ``delta``: deltas behind the version that are in it."""
 
     model_version: int
+    delta: int
     model_age_s: float
     created_ms: int
     event_time_ms: int

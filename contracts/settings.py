@@ -291,7 +291,7 @@ class EmbeddingSettings(_Section):
     """The id → row table: one for all fields, collisionless, under a hard cap."""
 
     max_mib: float = Field(default=256.0, gt=0)
-    """Hard cap on rows, their optimiser state and the id map together."""
+    """Hard cap on rows, their optimiser state and the id map together; the copy for snapshots comes on top (ADR 12)."""
     admit_after: int = Field(default=2, ge=1, le=255)
     """Sightings before an id gets a row of its own; until then it trains its field's cold row."""
     learning_rate: float = Field(default=0.02, gt=0)
@@ -347,6 +347,11 @@ class SnapshotSettings(_Section):
     directory: str = "snapshots"
     every_ms: DurationMs = Field(default=MINUTE, alias="every")
     every_events: int = Field(default=200_000, ge=1)
+    delta_seconds: float = Field(default=0.0, ge=0, le=86_400)
+    """Between two snapshots, what scoring needs of the weights that changed, so often on the wall clock; 0: never.
+
+    Off by default: a delta moves the weights on, not the profiles, which follow with the next snapshot (ADR 12).
+    """
     keep: int = Field(default=3, ge=1)
     hold_above_ne: float = Field(default=1.0, ge=0)
     """A task that was at or below this normalised entropy (sliding window) and then stays above it holds snapshots

@@ -92,10 +92,10 @@ def add(table: Covisits, key: Integer, now_ms: Integer) -> None:
 
 
 def save_covisits(table: Covisits) -> dict[str, NDArray[Any]]:
-    """The entries in use, as named arrays."""
+    """The entries in use, as named arrays, all copies."""
     cells = table.cells.reshape(-1, 2)
     entry = np.flatnonzero(cells[:, _KEY])
-    return {"entry": entry, "cells": cells[entry], "evicted": table.evicted}
+    return {"entry": entry, "cells": cells[entry], "evicted": table.evicted.copy()}
 
 
 def load_covisits(table: Covisits, arrays: dict[str, NDArray[Any]]) -> None:

@@ -86,7 +86,7 @@ def admit(directory: Directory, key: Integer) -> Integer:
 
 
 def save_directory(directory: Directory) -> dict[str, NDArray[Any]]:
-    """The rows in use, as named arrays."""
+    """The rows in use, as named arrays, all copies."""
     row = np.flatnonzero(directory.ids)
     return {
         "row": row,
@@ -94,8 +94,8 @@ def save_directory(directory: Directory) -> dict[str, NDArray[Any]]:
         "last_ms": directory.last_ms[row],
         "attributes": directory.attributes[row],
         "numbers": directory.numbers[row],
-        "free": directory.free[: directory.counts[0]],
-        "counts": directory.counts,
+        "free": directory.free[: directory.counts[0]].copy(),
+        "counts": directory.counts.copy(),
     }
 
 

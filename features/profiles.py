@@ -234,7 +234,7 @@ def remember(
 
 
 def save_profiles(profiles: Profiles) -> dict[str, NDArray[Any]]:
-    """The profiles as named arrays, only the parts in use; they are views where nothing had to be picked out."""
+    """The profiles as named arrays, only the parts in use, all copies."""
     arrays: dict[str, NDArray[Any]] = {}
     for name in ("users", "items"):
         directory: Directory = getattr(profiles, name)
@@ -242,8 +242,8 @@ def save_profiles(profiles: Profiles) -> dict[str, NDArray[Any]]:
     arrays["history"] = profiles.history[arrays["users.row"]]
     arrays["trail"] = profiles.trail[arrays["users.row"]]
     arrays |= {f"covisits.{name}": array for name, array in save_covisits(profiles.covisits).items()}
-    arrays["live"] = profiles.live[: profiles.traffic[0]]
-    arrays["recent"] = profiles.recent[: profiles.traffic[2]]
+    arrays["live"] = profiles.live[: profiles.traffic[0]].copy()
+    arrays["recent"] = profiles.recent[: profiles.traffic[2]].copy()
     for name in ("pairs", "values"):
         table: Counters = getattr(profiles, name)
         heads = table.heads.reshape(-1, 2)
@@ -252,9 +252,9 @@ def save_profiles(profiles: Profiles) -> dict[str, NDArray[Any]]:
             f"{name}.entry": entry,
             f"{name}.heads": heads[entry],
             f"{name}.counts": table.counts.reshape(-1, *table.counts.shape[2:])[entry],
-            f"{name}.evicted": table.evicted,
+            f"{name}.evicted": table.evicted.copy(),
         }
-    return arrays | {"traffic": profiles.traffic, "moments": profiles.moments, "random": profiles.random}
+    return arrays | {name: getattr(profiles, name).copy() for name in ("traffic", "moments", "random")}
 
 
 def load_profiles(profiles: Profiles, arrays: Mapping[str, NDArray[Any]]) -> None:

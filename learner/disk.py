@@ -4,8 +4,11 @@ import fcntl
 import os
 import shutil
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
+Part = bytes | memoryview
+"""Some of a file's bytes."""
 _TOKEN_BYTES = 512
 
 
@@ -15,12 +18,14 @@ class Disk:
     Tests give the store one that fails.
     """
 
-    def write(self, path: Path, data: bytes) -> None:
-        """Write a file and wait until it is on the disk."""
+    def write(self, path: Path, parts: Sequence[Part], *, synced: bool = True) -> None:
+        """Write a file, part after part, and wait until it is on the disk, unless it may be lost."""
         with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            for part in parts:
+                file.write(part)
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
 
     def make_folder(self, path: Path) -> None:
         """Make an empty folder."""

@@ -5,7 +5,8 @@ One table serves all fields, since a field's name is hashed into its ids. An id 
 copy of it: new things start at a trained default, not at noise. At the cap the least recently used rows go.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from contracts.batch import Bools, Float32s, Int64s, Rows
 from contracts.settings import EmbeddingSettings
 from features.compiled import compiled, compiled_loop
-from features.directory import Directory, admit, evict, is_full, load_directory, new_directory, save_directory
+from features.directory import Directory, admit, evict, is_full, load_directory, new_directory
 from features.hashing import EMPTY
-from features.idmap import Integer, Real, find, map_bytes, mix
+from features.idmap import Integer, Real, find, map_bytes, mix, rebuild
 from learner.attention import attend, attend_back
+from learner.shadow import Shadow
 
 NO_ROW = -1
 _SKETCH = 1 << 19
@@ -93,6 +95,8 @@ class EmbeddingTable:
         self._counts = np.zeros(3, np.int64)  # sightings since the last halving, rejected sightings, steps
         self._swept_ms = np.full(1, -1, np.int64)  # event time of the accumulators' last decay
         self._scratch = np.full(self.capacity, -1, np.int32)
+        self._changed = np.zeros(self.capacity, np.bool_)  # rows since the last capture
+        self._shadow = Shadow()
         self._summed = np.empty((0, width), np.float32)
         generator = torch.Generator().manual_seed(seed)
         self._weights[:n_fields] = torch.randn(n_fields, width, generator=generator).numpy() * _STD
@@ -141,6 +145,7 @@ class EmbeddingTable:
             self._weights,
             self._accumulators,
             np.float32(self._settings.initial_accumulator),
+            self._changed,
             ids,
         )
         _look(self._directory, self._n_fields, self._field, rows.ids[:0], rows.history, ids[:0], history)
@@ -166,6 +171,7 @@ class EmbeddingTable:
             self._accumulators -= initial
             self._accumulators *= np.float32(0.5 ** (since_ms / half_life_ms))
             self._accumulators += initial
+            self._changed[...] = True
         self._swept_ms[0] = now_ms
 
     def update(
@@ -195,19 +201,69 @@ class EmbeddingTable:
             np.float32(self._settings.learning_rate),
             np.float32(l1),
             np.float32(l2),
+            self._changed,
         )
 
     def save(self) -> dict[str, NDArray[Any]]:
-        """The rows in use and all state beside them."""
-        arrays = {f"directory.{name}": array for name, array in save_directory(self._directory).items()}
-        row = np.concatenate([np.arange(self._n_fields), arrays["directory.row"] + self._n_fields])
-        return arrays | {
-            "weights": self._weights[row],
-            "accumulators": self._accumulators[row],
-            "sketch": self._sketch,
-            "counts": self._counts,
-            "swept_ms": self._swept_ms,
+        """The rows in use and all state beside them, valid until the next save or capture."""
+        return self.capture()()
+
+    def capture(self) -> Callable[[], dict[str, NDArray[Any]]]:
+        """What :meth:`save` gives, cut now and put together when it is called, while learning goes on.
+
+        Stops for a copy of the rows that changed since the last capture. The call is due before the next one.
+        """
+        directory, n_used = self._directory, self._directory.counts[2]
+        rest: dict[str, NDArray[Any]] = {
+            "directory.free": directory.free[: directory.counts[0]].copy(),
+            "directory.counts": directory.counts.copy(),
+            "sketch": self._sketch.copy(),
+            "counts": self._counts.copy(),
+            "swept_ms": self._swept_ms.copy(),
         }
+        first = self._n_fields
+        cold = {"weights": self._weights[:first].copy(), "accumulators": self._accumulators[:first].copy()}
+        live: dict[str, NDArray[Any]] = {"weights": self._weights[first:], "accumulators": self._accumulators[first:]}
+        live |= {name: getattr(directory, name) for name in ("ids", "last_ms", "attributes", "numbers")}
+        self._shadow.sync(live, self._changed[first:], n_used)
+        return lambda: rest | _rows_in_use(self._shadow.arrays, cold, n_used)
+
+    def capture_delta(self) -> Callable[[], dict[str, NDArray[Any]]]:
+        """What scoring needs of the rows that changed since the last capture, cut now as :meth:`capture` does.
+
+        By row: an id of 0 is a row that was evicted.
+        """
+        n_used = self._directory.counts[2]
+        row = np.flatnonzero(self._changed[self._n_fields :][:n_used])
+        self.capture()
+        cold, held = self._weights[: self._n_fields].copy(), self._shadow.arrays
+        return lambda: {
+            "cold": cold,
+            "row": row,
+            **{name: np.take(held[name], row, axis=0) for name in ("ids", "weights")},
+        }
+
+    def moved_on(self, delta: Mapping[str, NDArray[Any]]) -> "EmbeddingTable":
+        """A table to look into, as this one with a delta; this one stays as it is.
+
+        :raises IndexError: the delta is of a larger table.
+        :raises ValueError: it is of other rows.
+        """
+        made, old, row = copy.copy(self), self._directory, delta["row"]
+        ids, counts = old.ids.copy(), old.counts.copy()
+        ids[row] = delta["ids"]
+        counts[2] = max(counts[2], row.max(initial=-1) + 1)
+        made._weights = np.zeros_like(self._weights)
+        n_used = self._n_fields + old.counts[2]
+        made._weights[:n_used] = self._weights[:n_used]
+        made._weights[row + self._n_fields] = delta["weights"]
+        made._weights[: self._n_fields] = delta["cold"]
+        keys, rows = old.keys, old.rows
+        if not np.array_equal(old.ids[row], delta["ids"]):
+            keys, rows = np.empty_like(keys), np.empty_like(rows)
+            rebuild(keys, rows, ids)
+        made._directory = old._replace(keys=keys, rows=rows, ids=ids, counts=counts)
+        return made
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Fill a fresh table with what :meth:`save` gave."""
@@ -222,6 +278,17 @@ class EmbeddingTable:
         self._sketch[...] = arrays["sketch"]
         self._counts[...] = arrays["counts"]
         self._swept_ms[...] = arrays["swept_ms"]
+        self._changed[...] = True
+
+
+def _rows_in_use(
+    held: Mapping[str, NDArray[Any]], cold: Mapping[str, NDArray[Any]], n_used: Integer
+) -> dict[str, NDArray[Any]]:
+    """The directory's rows with an id; before their weights those of the cold rows."""
+    row = np.flatnonzero(held["ids"][:n_used])
+    picked = {name: np.take(array, row, axis=0) for name, array in held.items()}
+    arrays = {f"directory.{name}": array for name, array in (("row", row), *picked.items()) if name not in cold}
+    return arrays | {name: np.concatenate([array, picked[name]]) for name, array in cold.items()}
 
 
 @compiled_loop
@@ -264,6 +331,7 @@ def _see(
     weights: Float32s,
     accumulators: Float32s,
     initial: Real,
+    changed: Bools,
     out: Int64s,
 ) -> None:
     for n in range(ids.shape[0]):
@@ -278,6 +346,9 @@ def _see(
                 if seen >= admit_after:
                     if is_full(directory):
                         evict(directory, directory.free[:0])
+                        for r in range(len(directory.ids)):
+                            if directory.ids[r] == 0:
+                                changed[r + n_fields] = True
                     row = admit(directory, key)
                     for d in range(weights.shape[1]):
                         weights[row + n_fields, d] = weights[field[c], d]
@@ -286,6 +357,7 @@ def _see(
                     counts[1] += 1
             if row >= 0:
                 directory.last_ms[row] = counts[2]
+                changed[row + n_fields] = True
             out[n, c] = row + n_fields if row >= 0 else field[c]
 
 
@@ -361,6 +433,7 @@ def _update(
     learning_rate: Real,
     l1: Real,
     l2: Real,
+    changed: Bools,
 ) -> None:
     n_fields, width = len(ends), weights.shape[1]
     touched = np.empty(len(summed), np.int64)
@@ -387,6 +460,7 @@ def _update(
     for k in range(n_touched):
         row = touched[k]
         scratch[row] = -1
+        changed[row] = True
         if l1 > 0.0 or l2 > 0.0:
             for d in range(width):
                 summed[k, d] += l1 * np.sign(weights[row, d]) + l2 * weights[row, d]

@@ -1,9 +1,9 @@
-"""The learner's loop: batches are learned, barriers become snapshots."""
+"""The learner's loop: batches are learned, barriers become snapshots, written while learning goes on."""
 
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from contextlib import nullcontext
 
 import msgspec
 
@@ -14,20 +14,21 @@ from learner.metrics import LearnerMetrics
 from learner.quarantine import NotFiniteError, Quarantine
 from learner.snapshot import Snapshot, SnapshotStore
 from learner.trainer import Trainer
+from learner.writer import INGEST, LEARNER, SnapshotWriter
+
+__all__ = ["INGEST", "LEARNER", "LearnerLoop", "OtherSettingsError", "check_snapshot"]
 
 log = logging.getLogger("anabranch.learner")
 
-INGEST, LEARNER = "ingest", "learner"
-"""Names of the two sides' states in a snapshot."""
 QUARANTINE = "quarantine"
 """The folder of skipped batches in the snapshots' directory."""
 
 
 class LearnerLoop:
-    """Learns a stream and publishes a snapshot at each barrier.
+    """Learns a stream and publishes a snapshot at each barrier (:class:`learner.writer.SnapshotWriter`).
 
     :param store: None: barriers only pass by (`evaluate`).
-    :param published: told the offsets of every published snapshot, for lag tools.
+    :param published: told the offsets of every published snapshot, for lag tools, by the writer's thread.
     """
 
     def __init__(
@@ -39,37 +40,34 @@ class LearnerLoop:
         published: Callable[[Offsets], None] = lambda _: None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        self._settings = settings
         self._trainer = trainer
         self._metrics = metrics
-        self._store = store
+        self._writer = None if store is None else SnapshotWriter(settings, trainer, metrics, store, published, clock_ms)
         self._quarantine = Quarantine(store.directory / QUARANTINE, settings.snapshot.quarantine) if store else None
         self._held: list[str] = []
-        self._published = published
-        self._clock_ms = clock_ms
+        self._settings = settings
 
     def run(self, stream: Iterable[Batch | Barrier], progress: Callable[[Batch], None] = lambda _: None) -> None:
-        """Learn until the stream ends.
+        """Learn until the stream ends, once; then the last snapshot is waited for.
 
         :raises OSError: the last snapshot could not be written; an earlier failure is counted, and the next barrier
             tries again.
         """
         self._metrics.begin(self._trainer)
-        failure: OSError | None = None
-        for piece in stream:
-            if isinstance(piece, Barrier):
-                failure = self._publish(piece)
-            else:
-                started = time.perf_counter()
-                self._trainer.step(piece)
-                self._metrics.stepped(self._trainer, piece, time.perf_counter() - started)
-                for task in self._trainer.drifted:
-                    log.warning(
-                        "Drift: the prequential loss of `%s` has changed (now %.4f).", task, self._trainer.losses[task]
-                    )
-                if self._trainer.skipped is not None:
-                    self._set_aside(piece, self._trainer.skipped)
-                progress(piece)
+        with self._writer or nullcontext() as writer:
+            for piece in stream:
+                if isinstance(piece, Barrier):
+                    self._metrics.refresh(self._trainer, piece.event_time_ms)
+                    if writer is None or piece.event_time_ms < 0 or self._holds(piece.n_events):
+                        piece.release()
+                    else:
+                        writer.snapshot(piece)
+                else:
+                    self._step(piece)
+                    if writer is not None and not any(self._trainer.watchdog.held.values()):
+                        writer.stepped(piece)
+                    progress(piece)
+            failure = None if writer is None else writer.wait()
         if failure is not None:
             raise failure
 
@@ -99,41 +97,14 @@ class LearnerLoop:
         self._held = held
         return bool(held)
 
-    def _publish(self, barrier: Barrier) -> OSError | None:
-        self._metrics.refresh(self._trainer, barrier.event_time_ms)
-        if self._store is None or barrier.event_time_ms < 0 or self._holds(barrier.n_events):
-            return None
+    def _step(self, batch: Batch) -> None:
         started = time.perf_counter()
-        groups, state = self._trainer.save()
-        try:
-            manifest = self._store.publish(
-                {**barrier.groups, **groups},
-                {INGEST: barrier.state, LEARNER: state},
-                created_ms=self._clock_ms(),
-                event_time_ms=barrier.event_time_ms,
-                n_events=barrier.n_events,
-                offsets=barrier.offsets,
-                settings_fingerprint=self._settings.fingerprint(),
-                tasks=self._trainer.layout.tasks,
-                layout=asdict(self._trainer.layout),
-            )
-        except OSError as error:
-            self._metrics.snapshot_failures.inc()
-            log.exception("Snapshot failed; learning goes on and the next barrier tries again.")
-            return error
-        seconds = time.perf_counter() - started
-        self._metrics.snapshot_seconds.observe(seconds)
-        self._metrics.snapshot_bytes.set(manifest.total_bytes)
-        self._metrics.snapshot_success.set(self._clock_ms() / 1000)
-        log.info(
-            "Snapshot v%08d: %d events, %.1f MB in %.2f s.",
-            manifest.version,
-            manifest.n_events,
-            manifest.total_bytes / 1e6,
-            seconds,
-        )
-        self._published(barrier.offsets)
-        return None
+        self._trainer.step(batch)
+        self._metrics.stepped(self._trainer, batch, time.perf_counter() - started)
+        for task in self._trainer.drifted:
+            log.warning("Drift: the prequential loss of `%s` has changed (now %.4f).", task, self._trainer.losses[task])
+        if self._trainer.skipped is not None:
+            self._set_aside(batch, self._trainer.skipped)
 
 
 class OtherSettingsError(ValueError):

@@ -65,10 +65,24 @@ class LearnerMetrics:
         )
         self.snapshot_seconds = Histogram(
             "anabranch_snapshot_seconds",
-            "Time to write and publish a snapshot.",
+            "Time to write and publish a snapshot, while learning goes on.",
             buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
             registry=registry,
         )
+        self.snapshot_pause = Histogram(
+            "anabranch_snapshot_pause_seconds",
+            "Time that learning stood still for a snapshot or a delta: the copy, and waiting for the one before.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.5, 1, 5),
+            registry=registry,
+        )
+        self.delta_seconds = Histogram(
+            "anabranch_delta_seconds",
+            "Time to write a delta, while learning goes on.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1),
+            registry=registry,
+        )
+        self.delta_bytes = counter("anabranch_delta_bytes", "Bytes of the deltas written.")
+        self.delta_rows = counter("anabranch_delta_rows", "Embedding rows in the deltas written.")
         self.snapshot_bytes = gauge("anabranch_snapshot_bytes", "Size of the latest snapshot.")
         self.snapshot_success = gauge(
             "anabranch_snapshot_last_success_timestamp_seconds", "When the latest snapshot was published."
@@ -76,7 +90,9 @@ class LearnerMetrics:
         self.snapshot_held = gauge(
             "anabranch_snapshot_held", "1 while the task's quality holds snapshots back, else 0.", ("task",)
         )
-        self.snapshot_failures = counter("anabranch_snapshot_failures", "Snapshots that could not be written.")
+        self.snapshot_failures = counter(
+            "anabranch_snapshot_failures", "Snapshots and deltas that could not be written."
+        )
 
         self.standby = gauge("anabranch_standby", "1 while another learner writes the snapshots and this one waits.")
 

@@ -5,6 +5,7 @@ One folder per version::
     LATEST                   names the version that counts
     LOCK                     held by the one process that writes, with its number, here 3
     v00000007/               manifest.json, <group>.safetensors, <state>.msgpack
+    v00000007/delta-000012/  manifest.json, <group>.safetensors: what changed since delta 11
     v00000008.3.tmp/         being written or deleted, or left by a process that died
     v00000009.rolled-back/   set aside by a rollback
 """
@@ -15,7 +16,7 @@ import importlib.metadata
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from contracts.manifest import FileEntry, Manifest, encode_manifest
 from contracts.records import Offsets, encode_offsets
-from learner.disk import Disk, WriterLock
+from learner.disk import Disk, Part, WriterLock
 from learner.snapshot_files import (
     GROUP,
     MANIFEST,
@@ -62,6 +63,7 @@ ROLLED_BACK = ".rolled-back"
 TEMPORARY = ".tmp"
 _VERSION = re.compile(r"v([0-9]{8})")
 _ANY_VERSION = re.compile(r"v([0-9]{8})(\..+)?")
+_DELTA = re.compile(r"delta-([0-9]{6})")
 _RETRIES = 20
 
 log = logging.getLogger(__name__)
@@ -131,6 +133,28 @@ class SnapshotStore:
                     log.warning("%s Using v%08d instead.", skipped.problem, found.manifest.version)
                 return found
         raise SnapshotError(f"{self.directory}: versions vanish faster than they can be read; raise snapshot.keep.")
+
+    def deltas(self, version: int, after: int) -> Iterator[Snapshot]:
+        """The deltas of a version behind the ``after``-th, in order, each verified; none once the version is gone.
+
+        :raises SnapshotDamagedError: one is damaged, or missing before later ones; those before it were given.
+        """
+        try:
+            numbers = {int(match[1]) for path in self.path(version).iterdir() if (match := _DELTA.fullmatch(path.name))}
+            last = max(numbers, default=0)
+            for number in range(after + 1, last + 1):
+                name = _delta_path(self.path(version), number).name
+                if number not in numbers:
+                    raise SnapshotDamagedError(version, name, "missing, though later ones are there")
+                try:
+                    found = VersionFolder(self.path(version) / name, version).load(None, ())
+                except SnapshotDamagedError as error:
+                    raise SnapshotDamagedError(version, f"{name}/{error.file}", error.problem) from error
+                if found.manifest.delta != number:
+                    raise SnapshotDamagedError(version, name, f"it is delta {found.manifest.delta}")
+                yield found
+        except (FileNotFoundError, VanishedError):
+            return
 
     def verify(self, version: int, *, quick: bool = False) -> list[str]:
         """What is wrong with a version, a line per file; empty where it is whole.
@@ -283,8 +307,7 @@ class SnapshotStore:
             files={},
         )
         encode_manifest(manifest)  # a layout that is not JSON shows before anything is written
-        # One group in memory at a time: the largest may be as big as the embedding table's cap.
-        contents = ((file, encode_group(arrays)) for file, arrays in checked.items())
+        contents = [(file, encode_group(arrays)) for file, arrays in checked.items()]
         try:
             manifest = self._write_version(manifest, contents, encoded)
             self._point_to(number)
@@ -293,6 +316,42 @@ class SnapshotStore:
             self._discard(number)
             raise
         self._delete_old()
+        return manifest
+
+    def publish_delta(
+        self,
+        base: Manifest,
+        groups: Mapping[str, Mapping[str, NDArray[Any]]],
+        *,
+        created_ms: int,
+        event_time_ms: int,
+    ) -> Manifest:
+        """Add a delta behind a version, whole or not at all; it goes when the version goes.
+
+        Nothing resumes from a delta, so nothing waits for the disk: one that a power failure tears shows by its
+        checksums.
+
+        :param base: the manifest of the version, or of the delta before.
+        :raises OSError: the disk failed; the version and its earlier deltas stay as they are.
+        """
+        checked = {file_name(name, GROUP): check_group(name, arrays) for name, arrays in groups.items()}
+        folder = _delta_path(self.path(base.version), base.delta + 1)
+        temporary = folder.with_name(f"{folder.name}{TEMPORARY}")
+        manifest = msgspec.structs.replace(
+            base,
+            delta=base.delta + 1,
+            created_ms=created_ms,
+            event_time_ms=event_time_ms,
+        )
+        files: dict[str, FileEntry] = {}
+        self._disk.make_folder(temporary)
+        for file, arrays in checked.items():
+            parts = encode_group(arrays)
+            self._disk.write(temporary / file, parts, synced=False)
+            files[file] = _entry(parts)
+        manifest = msgspec.structs.replace(manifest, files=files)
+        self._disk.write(temporary / MANIFEST, [encode_manifest(manifest)], synced=False)
+        self._rename(temporary, folder)
         return manifest
 
     def rollback(self, version: int) -> Manifest:
@@ -312,17 +371,17 @@ class SnapshotStore:
         return manifest
 
     def _write_version(
-        self, manifest: Manifest, groups: Iterable[tuple[str, bytes]], states: Mapping[str, bytes]
+        self, manifest: Manifest, groups: Iterable[tuple[str, list[Part]]], states: Mapping[str, bytes]
     ) -> Manifest:
         folder = self._temporary(manifest.version)
         self._disk.make_folder(folder)
         files: dict[str, FileEntry] = {}
-        for contents in (groups, states.items()):
-            for file, data in contents:
-                self._disk.write(folder / file, data)
-                files[file] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
+        contents: list[tuple[str, Sequence[Part]]] = [*groups, *((file, [data]) for file, data in states.items())]
+        for file, parts in contents:
+            self._disk.write(folder / file, parts)
+            files[file] = _entry(parts)
         manifest = msgspec.structs.replace(manifest, files=files)
-        self._disk.write(folder / MANIFEST, encode_manifest(manifest))
+        self._disk.write(folder / MANIFEST, [encode_manifest(manifest)])
         self._disk.sync_folder(folder)
         self._rename(folder, self.path(manifest.version))
         self._disk.sync_folder(self.directory)
@@ -337,7 +396,7 @@ class SnapshotStore:
 
     def _point_to(self, version: int) -> None:
         beside = self.directory / f"{LATEST}.{self._lock.epoch}{TEMPORARY}"
-        self._disk.write(beside, _latest_text(version))
+        self._disk.write(beside, [_latest_text(version)])
         self._rename(beside, self.directory / LATEST)
         self._disk.sync_folder(self.directory)
 
@@ -384,6 +443,17 @@ class SnapshotStore:
             except OSError as error:
                 # The new version is safe on the disk; that an old one stays is no reason to fail.
                 log.warning("Version %d cannot be deleted: %s", version, error)
+
+
+def _entry(parts: Sequence[Part]) -> FileEntry:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return FileEntry(digest.hexdigest(), sum(memoryview(part).nbytes for part in parts))
+
+
+def _delta_path(folder: Path, number: int) -> Path:
+    return folder / f"delta-{number:06d}"
 
 
 def _latest_text(version: int) -> bytes:

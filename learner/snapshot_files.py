@@ -1,6 +1,11 @@
-"""One version of a snapshot: arrays as safetensors, state as msgpack; nothing that loads can execute code."""
+"""One version of a snapshot: arrays as safetensors, state as msgpack; nothing that loads can execute code.
+
+The safetensors are written here, read by their own library: the library's writer copies everything twice under the
+interpreter lock, and the learner would stand still for it.
+"""
 
 import hashlib
+import itertools
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,10 +18,13 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from contracts.manifest import FILE_NAME, FileEntry, Manifest, ManifestError, decode_manifest
+from learner.disk import Part
 
 Arrays = dict[str, NDArray[Any]]
 
 MANIFEST = "manifest.json"
+_DTYPES = {"b1": "BOOL"} | {f"{kind}{size}": f"{kind.upper()}{8 * size}" for kind in "iuf" for size in (1, 2, 4, 8)}
+
 GROUP = "safetensors"
 STATE = "msgpack"
 
@@ -99,14 +107,28 @@ def check_group(name: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
         if key == "__metadata__" or array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
             raise ValueError(f"The array `{name}.{key}` must be of bool, integers or floats; found {array.dtype}.")
         # safetensors writes the memory as it lies, whatever the strides say.
-        checked[key] = np.asarray(array, order="C")
+        checked[key] = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
     return checked
 
 
-def encode_group(arrays: Arrays) -> bytes:
-    """Checked arrays as bytes."""
-    data: bytes = safetensors.numpy.save(arrays)
-    return data
+def encode_group(arrays: Arrays) -> list[Part]:
+    """Checked arrays as a safetensors file: its header, then each array's own memory, the widest items first.
+
+    A header is its length as eight bytes, then JSON, padded so that the arrays begin at a multiple of eight.
+    """
+    ordered = sorted(arrays.items(), key=lambda named: (-named[1].itemsize, named[0]))
+    ends = list(itertools.accumulate((array.nbytes for _, array in ordered), initial=0))
+    header = msgspec.json.encode(
+        {
+            name: {"dtype": _DTYPES[array.dtype.str[1:]], "shape": array.shape, "data_offsets": offsets}
+            for (name, array), offsets in zip(ordered, itertools.pairwise(ends), strict=True)
+        }
+    )
+    header += b" " * (-len(header) % 8)
+    return [
+        len(header).to_bytes(8, "little") + header,
+        *(array.reshape(-1).view(np.uint8).data for _, array in ordered),
+    ]
 
 
 def encode_state(name: str, state: object) -> bytes:

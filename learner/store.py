@@ -1,12 +1,13 @@
 """Examples that wait for their labels, in the slots that the join gave them: features as of their exposure."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contracts.batch import Batch, Bools, Float32s, Int64s, Layout, Rows
+from learner.shadow import Shadow
 
 _FIRST_SLOTS = 1024
 
@@ -26,6 +27,8 @@ class ExampleStore:
             "time_ms": np.zeros(_FIRST_SLOTS, np.int64),
             "list_id": np.zeros(_FIRST_SLOTS, np.int64),
         }
+        self._changed = np.zeros(_FIRST_SLOTS, np.bool_)  # slots since the last capture
+        self._shadow = Shadow()
 
     def put(self, batch: Batch) -> None:
         """Keep the batch's rows that have a slot."""
@@ -45,16 +48,20 @@ class ExampleStore:
         ):
             self._columns[name][slot] = values[kept]
         self._columns["logits"][slot] = 0.0
+        self._changed[slot] = True
         self._columns["truth"][slot] = np.nan if batch.truth is None else batch.truth[kept]
 
     def put_logits(self, slot: Int64s, logits: Float32s) -> None:
         """Keep the logits of this moment, shape ``[B, T]``, of the rows that were put into these slots; -1: of none."""
         kept = np.flatnonzero(slot >= 0)
         self._columns["logits"][slot[kept]] = logits[kept]
+        self._changed[slot[kept]] = True
 
     def skip(self, slot: Int64s) -> None:
         """Note that the batch which put rows into these slots was skipped; -1: into none."""
-        self._columns["logits"][slot[slot >= 0]] = np.nan
+        put = slot[slot >= 0]
+        self._columns["logits"][put] = np.nan
+        self._changed[put] = True
 
     def skipped(self, slot: Int64s) -> Bools:
         """Which of these slots hold rows of a skipped batch."""
@@ -72,12 +79,18 @@ class ExampleStore:
         return values
 
     def save(self) -> dict[str, NDArray[Any]]:
-        """All columns."""
-        return dict(self._columns)
+        """All columns, valid until the next save or capture."""
+        return self.capture()()
+
+    def capture(self) -> Callable[[], dict[str, NDArray[Any]]]:
+        """What :meth:`save` gives, cut now: stops for a copy of the slots that changed since the last capture."""
+        self._shadow.sync(self._columns, self._changed, len(self._changed))
+        return lambda: dict(self._shadow.arrays)
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of :meth:`save`."""
         self._columns = {name: arrays[name].copy() for name in self._columns}
+        self._changed = np.ones(len(arrays["log_q"]), np.bool_)
 
     def _grow(self, n_slots: int) -> None:
         have = len(self._columns["log_q"])
@@ -88,3 +101,4 @@ class ExampleStore:
             grown = np.zeros((n_slots, *column.shape[1:]), column.dtype)
             grown[:have] = column
             self._columns[name] = grown
+        self._changed = np.ones(n_slots, np.bool_)

@@ -16,6 +16,7 @@ import copy
 import itertools
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,8 @@ from learner.quarantine import REASONS, NotFiniteError, require_finite
 from learner.regularise import Pull, with_dropout
 from learner.store import ExampleStore
 from learner.watchdog import Watchdog
+
+Groups = dict[str, dict[str, NDArray[Any]]]
 
 _MOST_THREADS = 4
 _RANKING_CHUNK = 4096
@@ -320,19 +323,28 @@ class Trainer:
             residual = self.network(self.table.embed(*self.table.rows(rows)), torch.from_numpy(rows.dense))
         return self.readout.comparable(residual, rows.log_q)
 
-    def save(self) -> tuple[dict[str, dict[str, NDArray[Any]]], dict[str, Any]]:
-        """Groups of arrays and small state: all that the future depends on."""
+    def save(self) -> tuple[Groups, dict[str, Any]]:
+        """Groups of arrays and small state: all that the future depends on, valid until the next save or capture."""
+        finish, state = self.capture()
+        return finish(), state
+
+    def capture(self) -> tuple[Callable[[], Groups], dict[str, Any]]:
+        """What :meth:`save` gives, cut now. The groups are put together when called for, while learning goes on.
+
+        Stops for a copy of the dense weights and of the rows that changed since the last capture. The call is due
+        before the next one, and so is the encoding of the state.
+        """
         quality_state, quality_arrays = self.quality.state()
-        groups: dict[str, dict[str, NDArray[Any]]] = {
+        small: Groups = {
             "dense": {name: value.numpy() for name, value in self.network.state_dict().items()},
             "optimizer": {name: value.numpy().reshape(-1) for name, value in self._moments().items()},
-            "table": self.table.save(),
             "balancing": self._balancer.state(),
             **self.readout.save(),
             "delay": self._delay.save(),
-            "examples": self._store.save(),
             "quality": quality_arrays,
         }
+        small = {group: {name: array.copy() for name, array in arrays.items()} for group, arrays in small.items()}
+        table, examples = self.table.capture(), self._store.capture()
         state = {
             "quality": quality_state,
             "detectors": [detector.state() for detector in self.detectors],
@@ -343,13 +355,23 @@ class Trainer:
             "n_positives": self.n_positives.tolist(),
             "n_late": self.n_late.tolist(),
         }
-        return groups, state
+        return lambda: {**small, "table": table(), "examples": examples()}, state
+
+    def capture_delta(self) -> Callable[[], Groups]:
+        """What scoring needs of that which changed since the last capture, cut now: weights, rows, readout."""
+        small: Groups = {
+            "dense": {name: value.numpy() for name, value in self.network.state_dict().items()},
+            **self.readout.save(),
+        }
+        small = {group: {name: array.copy() for name, array in arrays.items()} for group, arrays in small.items()}
+        table = self.table.capture_delta()
+        return lambda: {**small, "table": table()}
 
     def _moments(self) -> dict[str, torch.Tensor]:
         moments: dict[str, torch.Tensor] = self._optimizer.state.get(self._weights, {})
         return moments
 
-    def restore(self, groups: dict[str, dict[str, NDArray[Any]]], state: dict[str, Any]) -> None:
+    def restore(self, groups: Groups, state: dict[str, Any]) -> None:
         """The inverse of :meth:`save`, into a fresh trainer of the same settings."""
         load_network(self.network, groups["dense"])
         if groups["optimizer"]:

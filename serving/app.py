@@ -106,6 +106,7 @@ def create_app(
         manifest: Manifest = scorer.manifest
         reply = ModelReply(
             model_version=manifest.version,
+            delta=manifest.delta,
             model_age_s=scorer.age_seconds(clock_ms()),
             created_ms=manifest.created_ms,
             event_time_ms=manifest.event_time_ms,

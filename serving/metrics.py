@@ -32,12 +32,12 @@ class ServingMetrics:
         )
         self.reload_failures = Counter(
             "anabranch_reload_failures",
-            "Snapshots that could not be loaded; the version before goes on serving.",
+            "Snapshots and deltas that could not be loaded; the version before goes on serving.",
             registry=registry,
         )
 
     def swapped(self, manifest: Manifest, now_ms: int) -> None:
-        """A version began to be served."""
+        """A version, or one with further deltas, began to be served."""
         self.version.clear()
         self.version.labels(str(manifest.version)).set(1)
         self.event_to_score.observe(max(now_ms - manifest.event_time_ms, 0) / 1000)

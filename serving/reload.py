@@ -1,4 +1,7 @@
-"""Hot reload: a newer snapshot is loaded and warmed beside the one that serves, then one reference is swapped."""
+"""Hot reload: a newer snapshot is loaded and warmed beside the one that serves, then one reference is swapped.
+
+In between the deltas behind the snapshot are followed, likewise into a copy.
+"""
 
 import logging
 import threading
@@ -8,7 +11,7 @@ import msgspec
 
 from contracts.settings import Settings
 from features.schema import FeatureSchema
-from learner.snapshot import NoSnapshotError, Snapshot, SnapshotError, SnapshotStore
+from learner.snapshot import NoSnapshotError, Snapshot, SnapshotDamagedError, SnapshotError, SnapshotStore
 from serving.metrics import ServingMetrics
 from serving.scorer import GROUPS, Scorer
 
@@ -23,7 +26,8 @@ class Reloader:
     """Keeps ``scorer`` at the newest whole snapshot; None until there is one.
 
     A request reads the reference once, so that it sees one version throughout. A snapshot that is damaged or of other
-    settings is reported, counted and not tried again; the version before goes on serving.
+    settings is reported, counted and not tried again; the version before goes on serving. Behind a delta that is
+    damaged or missing no further one is taken: the next snapshot is waited for.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class Reloader:
         self._metrics = metrics
         self._clock_ms = clock_ms
         self._refused: int | None = None
+        self._broken: int | None = None  # the version whose chain of deltas is
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="anabranch-reload", daemon=True)
 
@@ -49,7 +54,39 @@ class Reloader:
             self._thread.join()
 
     def refresh(self) -> bool:
-        """Load a newer snapshot if there is one; true if the scorer was swapped."""
+        """Load a newer snapshot if there is one, then the deltas behind it; true if the scorer was swapped."""
+        swapped = self._load()
+        return self._follow() or swapped
+
+    def _follow(self) -> bool:
+        scorer = self.scorer
+        if scorer is None or scorer.manifest.version == self._broken:
+            return False
+        deltas: list[Snapshot] = []
+        try:
+            for delta in self._store.deltas(scorer.manifest.version, scorer.manifest.delta):
+                deltas.append(delta)  # noqa: PERF402 - those before a damaged one count
+        except SnapshotDamagedError as error:
+            self._break(scorer.manifest.version, error)
+        if not deltas:
+            return False
+        try:
+            moved = scorer.moved_on(deltas)
+        except Exception as error:
+            # Whatever it is, the scorer that serves was not touched.
+            self._break(scorer.manifest.version, error)
+            return False
+        self.scorer = moved
+        self._metrics.swapped(moved.manifest, self._clock_ms())
+        return True
+
+    def _break(self, version: int, why: Exception) -> None:
+        self._broken = version
+        self._metrics.reload_failures.inc()
+        unforeseen = not isinstance(why, SnapshotError)
+        log.error("No further delta of v%08d is served, but the next snapshot: %s", version, why, exc_info=unforeseen)
+
+    def _load(self) -> bool:
         latest = self._store.latest_version()
         serving = self.scorer.manifest.version if self.scorer else None
         if latest is None or latest in {serving, self._refused}:

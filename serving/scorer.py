@@ -1,6 +1,8 @@
 """The scorer: one snapshot in memory, the learner's own encoder and network, nothing that changes."""
 
+import copy
 import math
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -43,6 +45,17 @@ class Scorer:
         self._tasks = self._schema.layout.tasks
         self._users, self._items = FieldHasher(USER_FIELD), FieldHasher(ITEM_FIELD)
         self._max_items = max_items
+
+    def moved_on(self, deltas: Sequence[Snapshot]) -> Self:
+        """The scorer with these deltas behind its own, in order; this one stays as it is and goes on scoring.
+
+        Weights and embedding rows move on; what is known of users and items stays that of the snapshot.
+        """
+        made = copy.copy(self)
+        for delta in deltas:
+            made._model = made._model.moved_on(delta.groups)
+            made.manifest = delta.manifest
+        return made
 
     def warmed(self) -> Self:
         """Score once, so that the first request does not pay for compilation and cold caches."""

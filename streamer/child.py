@@ -13,13 +13,12 @@ from typing import Any, NoReturn
 from prometheus_client import CollectorRegistry
 
 from contracts.batch import Barrier, Batch
-from contracts.records import Offsets, Partition, Record
 from contracts.settings import Settings
+from streamer.attended import Attended
 from streamer.feed import IngestProcessError, Inputs, OpenInputs, Standing, rejected_of, standing_of
 from streamer.link import Answer, Links, Piece
 from streamer.metrics import StreamMetrics, answer_scrapes
 from streamer.pipeline import Ingest
-from streamer.sources._base import Condition, Source
 from streamer.wire import Message
 
 
@@ -64,7 +63,7 @@ class _Desk:
     ) -> None:
         self._links = links
         self._inputs = inputs
-        source = _Attended(inputs.source, self._attend_all)
+        source = Attended(inputs.source, self._attend_all)
         self._ingest = Ingest(settings, source, inputs.decoder, inputs.dead_letters, metrics, stop)
         *self._batch_slots, self._barrier_slot = range(len(links.slots))
         self._free = {*self._batch_slots, self._barrier_slot}
@@ -133,48 +132,6 @@ class _Desk:
             self._inputs.source.commit(arguments[0])
         else:
             raise _ClosedError
-
-
-class _Attended:
-    """A source whose polls also take the orders that came: a commit belongs to the thread that polls."""
-
-    def __init__(self, source: Source, attend: Callable[[], None]) -> None:
-        self._source = source
-        self._attend = attend
-
-    @property
-    def ended(self) -> bool:
-        """As the source's."""
-        return self._source.ended
-
-    def poll(self, timeout_ms: int) -> list[Record]:
-        """As the source's."""
-        self._attend()
-        return self._source.poll(timeout_ms)
-
-    def position(self) -> Offsets:
-        """As the source's."""
-        return self._source.position()
-
-    def seek(self, offsets: Offsets) -> None:
-        """As the source's."""
-        self._source.seek(offsets)
-
-    def commit(self, offsets: Offsets) -> None:
-        """As the source's."""
-        self._source.commit(offsets)
-
-    def lag(self) -> dict[Partition, int]:
-        """As the source's."""
-        return self._source.lag()
-
-    def condition(self) -> Condition:
-        """As the source's."""
-        return self._source.condition()
-
-    def close(self) -> None:
-        """As the source's."""
-        self._source.close()
 
 
 def _accompany(scrapes: "Connection[Any, Any]", registry: CollectorRegistry) -> NoReturn:

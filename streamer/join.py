@@ -409,19 +409,19 @@ class Joiner:
     def save(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and small state."""
         state, n_used = self.state, self.state.counts[_USED]
-        arrays = {name: getattr(state, name)[:n_used] for name in _OF_SLOTS}
-        arrays |= {name: np.ascontiguousarray(getattr(state, name)[:, :n_used]) for name in ("before", "after")}
+        arrays = {name: getattr(state, name)[:n_used].copy() for name in _OF_SLOTS}
+        arrays |= {name: getattr(state, name)[:, :n_used].copy() for name in ("before", "after")}
         n_partitions = len(self.partitions)
-        arrays |= {name: np.ascontiguousarray(getattr(state, name)[:, :n_partitions]) for name in ("head", "tail")}
+        arrays |= {name: getattr(state, name)[:, :n_partitions].copy() for name in ("head", "tail")}
         arrays |= {
-            "newest_ms": state.newest_ms[:n_partitions],
-            "free": state.free[: state.counts[_FREE]],
-            "released": state.released[: state.counts[_RELEASED]],
-            "matured": state.matured[: state.counts[_MATURED]],
+            "newest_ms": state.newest_ms[:n_partitions].copy(),
+            "free": state.free[: state.counts[_FREE]].copy(),
+            "released": state.released[: state.counts[_RELEASED]].copy(),
+            "matured": state.matured[: state.counts[_MATURED]].copy(),
             # Of two exposures with one key, the later one holds it: the order is not told by the slots.
             "by_pair": np.sort(state.pair_slots[state.pair_keys != 0]),
             "by_request": np.sort(state.request_slots[state.request_keys != 0]),
-            "counts": state.counts,
+            "counts": state.counts.copy(),
         }
         return arrays, {"partitions": [list(partition) for partition in self.partitions]}
 

@@ -137,7 +137,10 @@ class Ingest:
         return self._close_batch()
 
     def barrier(self) -> Barrier:
-        """The cut at this point; the dead letters of everything before it are safe first."""
+        """The cut at this point; the dead letters of everything before it are safe first.
+
+        Its arrays share no memory with what the stream goes on to change.
+        """
         self._dead_letters.flush(_FLUSH_SECONDS)
         self._barrier_events, self._barrier_clock_ms = self.n_events, self._clock_ms()
         join_arrays, join_state = self._joiner.save()

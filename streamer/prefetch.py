@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from contracts.batch import Barrier, Batch, Int64s
 from contracts.records import Offsets
 from contracts.settings import Settings
+from streamer.attended import Attended
 from streamer.feed import OpenInputs, Rejected, Standing, rejected_of, standing_of
 
 if TYPE_CHECKING:
@@ -28,14 +30,15 @@ _PATIENCE_SECONDS = 0.1
 class Prefetched:
     """Iterates over a stream that a thread reads ahead; a context manager that ends the thread.
 
-    The thread waits at each barrier until the next piece is asked for: a barrier lends the ingest side's state, which
-    must not change while the learner saves it. An error of the stream is raised where it is iterated.
+    The thread goes on behind a barrier, but waits at the next one until the one before was released: so that not more
+    than two copies of the ingest's state are held. An error of the stream is raised where it is iterated.
     """
 
     def __init__(self, stream: Iterator[Batch | Barrier], depth: int = _DEPTH) -> None:
         self._stream = stream
         self._queue: queue.Queue[Batch | Barrier | BaseException | None] = queue.Queue(depth)
-        self._saved = threading.Event()
+        self._released = threading.Event()
+        self._released.set()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._read, name="anabranch-ingest", daemon=True)
 
@@ -47,7 +50,7 @@ class Prefetched:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
-        self._saved.set()
+        self._released.set()
         self._thread.join()
 
     def __iter__(self) -> Iterator[Batch | Barrier]:
@@ -58,16 +61,15 @@ class Prefetched:
             if isinstance(piece, BaseException):
                 raise piece
             yield piece
-            if isinstance(piece, Barrier):
-                self._saved.set()
 
     def _read(self) -> None:
         try:
             for piece in self._stream:
-                self._put(piece)
                 if isinstance(piece, Barrier):
-                    self._saved.wait()
-                    self._saved.clear()
+                    self._released.wait()
+                    self._released.clear()
+                    piece = replace(piece, release=self._released.set)
+                self._put(piece)
                 if self._closed.is_set():
                     return
             self._put(None)
@@ -88,6 +90,8 @@ class ThreadFeed:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
+        self._reads = False
+        self._commits: queue.SimpleQueue[Offsets] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
         return self
@@ -100,9 +104,8 @@ class ThreadFeed:
         from streamer.pipeline import Ingest
 
         self._inputs = inputs = self._stack.enter_context(open_inputs(stop))
-        self._ingest = Ingest(
-            settings, inputs.source, inputs.decoder, inputs.dead_letters, StreamMetrics(registry), stop
-        )
+        source = Attended(inputs.source, self._commit_all)
+        self._ingest = Ingest(settings, source, inputs.decoder, inputs.dead_letters, StreamMetrics(registry), stop)
 
     def restore(self, groups: Mapping[str, dict[str, NDArray[Any]]], state: dict[str, Any]) -> None:
         """Take up an ingest's part of a snapshot."""
@@ -110,12 +113,22 @@ class ThreadFeed:
 
     def stream(self) -> Generator[Batch | Barrier]:
         """The stream, a few batches ahead."""
-        with Prefetched(self._ingest.stream()) as stream:
-            yield from stream
+        self._reads = True
+        try:
+            with Prefetched(self._ingest.stream()) as stream:
+                yield from stream
+        finally:
+            self._reads = False
 
     def commit(self, offsets: Offsets) -> None:
-        """Tell the source; its thread waits at the barrier meanwhile."""
-        self._inputs.source.commit(offsets)
+        """Tell the source, at its next poll; at once where nobody polls any more."""
+        self._commits.put(offsets)
+        if not self._reads:
+            self._commit_all()
+
+    def _commit_all(self) -> None:
+        while not self._commits.empty():
+            self._inputs.source.commit(self._commits.get())
 
     def close_open_windows(self) -> Batch:
         """The examples still waiting, labelled as they stand."""

@@ -2,13 +2,17 @@
 
 Two pipes join the processes: one carries orders there and small messages back, the other metrics. Arrays cross through
 shared memory (`streamer/wire.py`): a ring of slots for batches and one slot for barriers. The ingest waits for a free
-slot, so it is never more than the ring ahead; a barrier is a copy, so the ingest goes on while the learner saves.
+slot, so it is never more than the ring ahead; a barrier is a copy, so the ingest goes on while the learner saves, up to
+the next one.
 """
 
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
+from functools import partial
 from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -41,6 +45,7 @@ class ProcessFeed:
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")  # threads of torch and Kafka do not survive a fork
         self._orders, theirs = context.Pipe()
+        self._ordering = threading.Lock()  # a barrier is released, and its offsets committed, from the writer's thread
         self._scrapes, their_scrapes = context.Pipe()
         self._flags, self._handover = Segment(), Segment()
         self._slots = [Segment() for _ in range(DEPTH + 1)]
@@ -96,8 +101,12 @@ class ProcessFeed:
         """The stream."""
         self._order("stream")
         while isinstance(received := self._receive(), Piece):
-            yield self._slots[received.slot].read(received.message)
-            self._order("free", received.slot)
+            piece, free = self._slots[received.slot].read(received.message), partial(self._order, "free", received.slot)
+            if isinstance(piece, Barrier):
+                yield replace(piece, release=free)
+            else:
+                yield piece
+                free()
         self._standing = received.value
 
     def commit(self, offsets: Offsets) -> None:
@@ -151,7 +160,8 @@ class ProcessFeed:
 
     def _order(self, name: str, *arguments: Any) -> None:
         try:
-            self._orders.send((name, *arguments))
+            with self._ordering:
+                self._orders.send((name, *arguments))
         except OSError:
             # Its last words may lie in the pipe: whoever reads next finds them, or the end.
             return

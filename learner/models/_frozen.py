@@ -1,5 +1,6 @@
 """A model for scoring: network, embedding rows, base rates and calibration of one snapshot, read only."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,15 @@ class FrozenModel:
         self._readout = Readout(settings)
         self._readout.load(groups)
         self._n_tasks = len(layout.tasks)
+
+    def moved_on(self, delta: Mapping[str, Mapping[str, NDArray[Any]]]) -> "FrozenModel":
+        """The model with a delta, given by the same groups; this one stays as it is and goes on scoring."""
+        made = copy.copy(self)
+        made._network, made._readout = copy.deepcopy(self._network), copy.deepcopy(self._readout)
+        load_network(made._network, delta["dense"])
+        made._readout.load(delta)
+        made._table = self._table.moved_on(delta["table"])
+        return made
 
     def probabilities(self, rows: Rows) -> Float32s:
         """Shape ``[N, T]``, calibrated; for a task learned against sampled items: the item against a uniform draw."""

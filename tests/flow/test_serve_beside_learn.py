@@ -39,3 +39,41 @@ def test_the_worker_swaps_to_newer_versions_while_the_learner_goes_on(
     assert len(seen) >= 2
     assert list(seen) == sorted(seen)
     assert list(seen.values()) == sorted(seen.values())
+
+
+def test_with_deltas_the_weights_move_on_between_two_snapshots(embedded_broker, topic, flow, make, produce, stream_of):
+    events = make(3_000)
+    stream = stream_of(embedded_broker, topic, events)
+    flow.configure(stream, every_events=500)
+    produce(stream, events[:800])
+    asked = {"user_id": events[0].user_id, "items": sorted({event.item_id for event in events})[:20]}
+    seen = []
+
+    with (
+        flow.start("serve", "-c", flow.config) as serve,
+        flow.start("learn", "-c", flow.config, environment={"ANABRANCH__SNAPSHOT__DELTA_SECONDS": "0.01"}) as learn,
+    ):
+        url = serve.said(r"(http://127\.0\.0\.1:\d+)")[1]
+        with httpx.Client(base_url=url, timeout=30) as client:
+
+            def reached(version, delta):
+                assert learn.process.poll() is None, learn.output
+                if client.get("/readyz").status_code != 200:
+                    return False
+                reply = client.post("/v1/score", json=asked)
+                assert reply.status_code == 200, reply.text
+                model = client.get("/v1/model").json()
+                standing = model["model_version"], model["delta"]
+                if not seen or seen[-1][0] != standing:
+                    seen.append((standing, model["event_time_ms"]))
+                return standing >= (version, delta)
+
+            serve.until(lambda: reached(1, 1))
+            produce(stream, events[800:])
+            serve.until(lambda: reached(4, 0))
+        for process in (learn, serve):
+            process.process.terminate()
+            assert process.wait() == 0, process.output
+    assert [standing for standing, _ in seen] == sorted(standing for standing, _ in seen)
+    assert any(delta for (_, delta), _ in seen)
+    assert "No further delta" not in serve.output

@@ -270,3 +270,50 @@ def test_unadmitted_labels_of_a_field_train_its_one_cold_row() -> None:
     made = EmbeddingTable(settings, WIDTH, (1, 1, 3), N_TYPES, 0)
     rows, _ = see(made, [[1, 2, 11, 12, 13]])
     assert rows.tolist() == [[0, 1, 2, 2, 2]]
+
+
+def test_what_was_captured_is_the_cut_whatever_is_learned_before_it_is_put_together(assert_same) -> None:
+    """Evictions and the accumulators' decay change rows that no step touches."""
+    settings = {"max_mib": 0.1, "admit_after": 1, "accumulator_half_life": "16s"}
+    made = EmbeddingTable(EmbeddingSettings.model_validate(settings), WIDTH, (1,) * N_FIELDS, N_TYPES, 0)
+    rng = np.random.default_rng(4)
+
+    def learn(n_ids, now_ms):
+        ids, history = see(made, *random_examples(rng, 100, n_ids=n_ids))
+        gradient = torch.from_numpy(rng.normal(size=(100, N_FIELDS + N_TYPES, WIDTH)).astype(np.float32))
+        made.update(ids, history, gradient, 1.0)
+        made.decay(now_ms)
+
+    for step in range(40):
+        learn(10 if step % 3 else 3000, 300 * step)  # few rows change, then many
+        twin = copy.deepcopy(made)
+        twin._changed[...] = True
+        wanted, finish = twin.save(), made.capture()
+        if step % 4 == 1:
+            learn(3000, 300 * step)
+        assert_same(wanted, finish())
+    assert made.n_evicted > 0
+
+
+def test_a_table_and_its_deltas_look_up_what_a_table_loaded_whole_does() -> None:
+    made, rng = table(max_mib=0.1), np.random.default_rng(4)
+    follower = None
+    for step in range(60):
+        n_ids = 10 if step % 3 else 3000
+        ids, history = see(made, *random_examples(rng, 100, n_ids=n_ids))
+        gradient = torch.from_numpy(rng.normal(size=(100, N_FIELDS + N_TYPES, WIDTH)).astype(np.float32))
+        made.update(ids, history, gradient, 1.0)
+        if step == 20:
+            follower = table(max_mib=0.1)
+            follower.load(copy.deepcopy(made.save()))
+        if step <= 20:
+            continue
+        whole = table(max_mib=0.1)
+        before, looked = follower, rows_of(*random_examples(rng, 200, n_ids=3000))
+        seen_before = before.embed(*before.rows(looked))
+        follower = follower.moved_on(made.capture_delta()())
+        whole.load(copy.deepcopy(made.save()))
+        for rows in (looked, rows_of(*random_examples(rng, 200, n_ids=10))):
+            assert torch.equal(follower.embed(*follower.rows(rows)), whole.embed(*whole.rows(rows)))
+        assert torch.equal(before.embed(*before.rows(looked)), seen_before)
+    assert made.n_evicted > 0

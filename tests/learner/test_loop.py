@@ -1,8 +1,10 @@
 """The loop: barriers become snapshots, a failing disk does not stop learning, and what Prometheus hears of it."""
 
 import copy
+import itertools
 import logging
 import math
+import threading
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -17,6 +19,7 @@ from learner.snapshot import SnapshotStore
 from learner.trainer import Trainer
 
 NOW_MS = 1_800_000_000_000
+PATIENCE_SECONDS = 10
 
 
 class FailingDisk(Disk):
@@ -24,35 +27,43 @@ class FailingDisk(Disk):
 
     full = False
 
-    def write(self, path, data):
+    def write(self, path, parts, **how):
         if self.full:
             raise OSError(28, "No space left on device")
-        super().write(path, data)
+        super().write(path, parts, **how)
 
 
 class Loop:
     """A loop with all that it is made of."""
 
-    def __init__(self, settings, layout, store=None):
+    def __init__(self, settings, layout, store=None, clock_ms=lambda: NOW_MS):
         self.settings, self.layout = settings, layout
         self.registry = CollectorRegistry()
         self.trainer = Trainer(settings, layout)
         self.metrics = LearnerMetrics(self.registry, settings.evaluation.detector)
         self.published = []
-        self.loop = LearnerLoop(settings, self.trainer, self.metrics, store, self.published.append, lambda: NOW_MS)
+        self.loop = LearnerLoop(settings, self.trainer, self.metrics, store, self.published.append, clock_ms)
 
     def value(self, name, **labels):
         return self.registry.get_sample_value(name, labels)
 
 
-def barrier(number, event_time_ms=5000):
+def barrier(number, event_time_ms=5000, **more):
     return Barrier(
         offsets={("events", 0): number, ("events", 1): 7},
         groups={"profiles": {"rows": np.arange(number)}},
         state={"n": number},
         event_time_ms=event_time_ms,
         n_events=number,
+        **more,
     )
+
+
+def written(number):
+    """A barrier, and the wait until its snapshot is written, or is not."""
+    released = threading.Event()
+    yield barrier(number, release=released.set)
+    assert released.wait(PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -125,11 +136,11 @@ def test_a_full_disk_is_counted_learning_goes_on_and_the_next_barrier_tries_agai
 
     def stream():
         yield from batches[:2]
-        yield barrier(1)
+        yield from written(1)
         disk.full = True
         yield from batches[2:4]
-        yield barrier(2)
-        yield barrier(3)
+        yield from written(2)
+        yield from written(3)
         disk.full = False
         yield from batches[4:]
         yield barrier(4)
@@ -151,7 +162,7 @@ def test_a_run_whose_last_snapshot_failed_ends_with_the_error(settings, layout, 
 
     def stream():
         yield from make_stream(settings, 2)
-        yield barrier(1)
+        yield from written(1)
         disk.full = True
         yield barrier(2)
 
@@ -159,6 +170,183 @@ def test_a_run_whose_last_snapshot_failed_ends_with_the_error(settings, layout, 
         made.loop.run(stream())
     assert store.load().manifest.n_events == 1
     assert made.published == [barrier(1).offsets]
+
+
+class SlowDisk(Disk):
+    """A disk that takes its first file only when it may."""
+
+    def __init__(self):
+        self.writes, self.may_go_on = threading.Event(), threading.Event()
+
+    def write(self, path, parts, **how):
+        self.writes.set()
+        assert self.may_go_on.wait(PATIENCE_SECONDS)
+        super().write(path, parts, **how)
+
+
+def test_learning_goes_on_while_a_snapshot_is_written_and_what_is_written_is_the_cut(
+    settings, layout, tmp_path, make_stream, assert_same
+) -> None:
+    disk, batches, learned = SlowDisk(), make_stream(settings, 40), []
+    with SnapshotStore(tmp_path / "slow", disk=disk) as store:
+        disk.may_go_on.set()
+        store.acquire()
+        disk.may_go_on.clear()
+        made = Loop(settings, layout, store)
+
+        def stream():
+            yield from batches[:10]
+            yield barrier(1)
+            assert disk.writes.wait(PATIENCE_SECONDS)
+            yield from batches[10:]
+            assert len(learned) == 40
+            assert made.published == []
+            disk.may_go_on.set()
+            yield barrier(2)
+
+        made.loop.run(stream(), lambda batch: learned.append(batch.n_events))
+        assert made.published == [barrier(1).offsets, barrier(2).offsets]
+        straight = Trainer(settings, layout)
+        for batch in batches[:10]:
+            straight.step(batch)
+        resumed = Trainer(settings, layout)
+        first = store.load(1)
+        resumed.restore(first.groups, first.states[LEARNER])
+        assert_same(straight.save(), resumed.save())
+        second = store.load(2)
+        resumed = Trainer(settings, layout)
+        resumed.restore(second.groups, second.states[LEARNER])
+        assert_same(made.trainer.save(), resumed.save())
+    assert made.value("anabranch_snapshot_pause_seconds_count") == 2
+
+
+def test_a_barrier_is_released_also_where_nothing_is_published(settings, layout, store) -> None:
+    released = []
+    Loop(settings, layout).loop.run([barrier(1, release=lambda: released.append("no store"))])
+    none_yet = barrier(0, event_time_ms=-1, release=lambda: released.append("no event"))
+    Loop(settings, layout, store).loop.run([none_yet])
+    assert released == ["no store", "no event"]
+
+
+class CrashingDisk(Disk):
+    """The process dies at the n-th call."""
+
+    def __init__(self):
+        self.n_calls, self.crash_at = 0, -1
+
+    def _call(self):
+        self.n_calls += 1
+        if self.n_calls - 1 == self.crash_at:
+            raise SystemExit
+
+    def write(self, path, parts, **how):
+        self._call()
+        super().write(path, parts, **how)
+
+    def make_folder(self, path):
+        self._call()
+        super().make_folder(path)
+
+    def rename(self, old, new):
+        self._call()
+        super().rename(old, new)
+
+    def remove(self, folder):
+        self._call()
+        super().remove(folder)
+
+
+def test_a_writer_that_dies_at_any_step_leaves_a_whole_store_and_ends_the_run(
+    settings, layout, tmp_path, make_stream
+) -> None:
+    batches, found = make_stream(settings, 4), set()
+    for crash_at in itertools.count():
+        disk = CrashingDisk()
+        with SnapshotStore(tmp_path / str(crash_at), keep=1, disk=disk) as store:
+            made = Loop(settings, layout, store)
+            made.loop.run([*batches[:2], barrier(1)])
+            disk.n_calls, disk.crash_at = 0, crash_at
+            try:
+                made.loop.run([*batches[2:], barrier(2)])
+            except SystemExit:
+                pass
+            else:
+                break
+        snapshot = SnapshotStore(tmp_path / str(crash_at)).load()
+        found.add(snapshot.manifest.n_events)
+        assert snapshot.skipped == ()
+        Trainer(settings, layout).restore(snapshot.groups, snapshot.states[LEARNER])
+        assert (snapshot.manifest.n_events == 2) or made.published == [barrier(1).offsets]
+    assert crash_at > 10
+    assert found == {1, 2}
+
+
+def with_deltas(settings, layout, store, stream_of):
+    """A loop whose clock goes a second on at each look, over a stream that waits for the disk behind each piece."""
+    snapshot = settings.snapshot.model_copy(update={"delta_seconds": 1.0})
+    made = Loop(settings.model_copy(update={"snapshot": snapshot}), layout, store, itertools.count(0, 1000).__next__)
+
+    def stream():
+        for piece in stream_of:
+            yield piece
+            made.loop._writer.wait()
+
+    return made, stream()
+
+
+def test_a_delta_follows_each_step_behind_a_snapshot(settings, layout, store, make_stream) -> None:
+    batches = make_stream(settings, 9)
+    made, stream = with_deltas(settings, layout, store, [*batches[:3], barrier(100), *batches[3:8]])
+    made.loop.run(stream)
+    deltas = list(store.deltas(1, 0))
+    assert [delta.manifest.delta for delta in deltas] == [1, 2, 3, 4, 5]
+    assert deltas[-1].manifest.event_time_ms == max(int(batch.time_ms.max()) for batch in batches[3:8])
+    first = store.load(1)
+    table = Trainer(settings, layout).table
+    table.load(first.groups["table"])
+    for delta in deltas:
+        table = table.moved_on(delta.groups["table"])
+    rows = made.trainer.table.rows(batches[8].rows)
+    np.testing.assert_array_equal(table.embed(*table.rows(batches[8].rows)), made.trainer.table.embed(*rows))
+    assert made.value("anabranch_delta_seconds_count") == 5
+    assert made.value("anabranch_delta_bytes_total") == sum(delta.manifest.total_bytes for delta in deltas)
+    assert made.value("anabranch_delta_rows_total") == sum(len(delta.groups["table"]["row"]) for delta in deltas) > 0
+
+
+def test_after_a_failure_there_are_no_deltas_until_the_next_snapshot(
+    settings, layout, store, disk, make_stream
+) -> None:
+    batches = make_stream(settings, 12)
+
+    def pieces():
+        yield barrier(1)
+        yield from batches[:2]
+        disk.full = True
+        yield batches[2]
+        disk.full = False
+        yield from batches[3:6]
+        yield barrier(2)
+        yield from batches[6:8]
+        disk.full = True
+        yield barrier(3)
+        disk.full = False
+        yield from batches[8:10]
+        yield barrier(4)
+
+    made, stream = with_deltas(settings, layout, store, pieces())
+    made.loop.run(stream)
+    assert {version: [delta.manifest.delta for delta in store.deltas(version, 0)] for version in store.versions()} == {
+        1: [1, 2],
+        2: [1, 2],
+        3: [],
+    }
+    assert made.value("anabranch_snapshot_failures_total") == 2
+
+
+def test_without_the_setting_there_are_no_deltas(settings, layout, store, make_stream) -> None:
+    made = Loop(settings, layout, store, itertools.count(0, 1000).__next__)
+    made.loop.run([barrier(1), *make_stream(settings, 5)])
+    assert list(store.deltas(1, 0)) == []
 
 
 def test_an_error_of_the_stream_ends_the_run(settings, layout) -> None:

@@ -350,11 +350,12 @@ class FailingDisk(Disk):
         self.calls.append(name)
         return len(self.calls) - 1 == self._fail_at
 
-    def write(self, path, data):
+    def write(self, path, parts, **how):
         if self._step(f"write {path.name}"):
+            data = b"".join(parts)
             path.write_bytes(data[: len(data) // 2])
             raise self._error
-        super().write(path, data)
+        super().write(path, parts, **how)
 
     def make_folder(self, path):
         if self._step("make_folder"):
@@ -613,3 +614,54 @@ def test_every_error_of_the_store_is_of_one_family():
 def test_the_store_loads_neither_torch_nor_the_trainer():
     code = "import sys, learner.snapshot; sys.exit(any(name in sys.modules for name in ('torch', 'learner.trainer')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- deltas ---
+
+
+def publish_delta(store, base):
+    groups, _ = content(base.delta + 100)
+    return store.publish_delta(base, groups, created_ms=7, event_time_ms=base.event_time_ms + 1)
+
+
+def test_deltas_come_in_order_behind_their_version_and_go_with_it(store):
+    newest = publish(store, 1)
+    for _ in range(12):
+        newest = publish_delta(store, newest)
+    found = list(store.deltas(1, 2))
+    assert [delta.manifest.delta for delta in found] == list(range(3, 13))
+    for delta in found:
+        np.testing.assert_array_equal(delta.groups["dense"]["weight"], np.full((3, 2), delta.manifest.delta + 99))
+        assert (delta.manifest.version, delta.manifest.event_time_ms) == (1, 2001 + delta.manifest.delta)
+    assert list(store.deltas(1, 12)) == list(store.deltas(2, 0)) == []
+    check(store.load(), 1)
+    assert store.verify(1) == []
+    for number in (2, 3, 4):
+        publish(store, number)
+    assert list(store.deltas(1, 0)) == []
+    assert not store.path(1).exists()
+
+
+@pytest.mark.parametrize("error", [Crash(), OSError(28, "No space left on device")])
+def test_a_delta_that_cannot_be_finished_is_not_there(tmp_path, error):
+    for fail_at in range(20):
+        disk = FailingDisk(-1, error)
+        with SnapshotStore(tmp_path / str(fail_at), disk=disk) as store:
+            first = publish_delta(store, publish(store, 1))
+            disk.calls.clear()
+            disk._fail_at = fail_at
+            try:
+                publish_delta(store, first)
+            except (Crash, OSError):
+                assert [delta.manifest.delta for delta in store.deltas(1, 0)] == [1]
+                check(store.load(), 1)
+                continue
+        assert [delta.manifest.delta for delta in store.deltas(1, 0)] == [1, 2]
+        break
+    assert disk.calls == [
+        "make_folder",
+        "write dense.safetensors",
+        "write table.safetensors",
+        "write manifest.json",
+        "rename delta-000002",
+    ]

@@ -75,3 +75,16 @@ def test_what_is_loaded_is_independent_of_what_was_saved(layout, make_batch) -> 
     put(store, make_batch(layout, 2, rng, slot=slot), 3.0)
     np.testing.assert_array_equal(other.rows(slot).ids, batch.rows.ids)
     assert other.column("logits", slot)[:, 0].tolist() == [1.0, 1.0]
+
+
+def test_what_was_captured_is_the_cut_and_the_next_capture_holds_what_changed_since(layout, make_batch) -> None:
+    store, rng = ExampleStore(layout), np.random.default_rng(0)
+    slots = np.arange(1000, dtype=np.int64)
+    put(store, make_batch(layout, 1000, rng, slot=slots), 1.0)
+    first, n_tasks = store.capture(), len(layout.tasks)
+    store.put_logits(slots[:5], np.full((5, n_tasks), 2.0, np.float32))
+    put(store, make_batch(layout, 1, rng, slot=slots[7:8]), 3.0)
+    assert first()["logits"][:10, 0].tolist() == [1.0] * 10
+    second = copy.deepcopy(store.capture()())
+    assert second["logits"][:10, 0].tolist() == [2.0] * 5 + [1.0] * 2 + [3.0] + [1.0] * 2
+    np.testing.assert_array_equal(second["dense"][7], store.rows(slots[7:8]).dense[0])

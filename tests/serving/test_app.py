@@ -168,6 +168,7 @@ def test_the_model_says_what_it_is(server, settings, learned) -> None:
     manifest = SnapshotStore(learned).manifest(3)
     assert server.client.get("/v1/model").json() == {
         "model_version": 3,
+        "delta": 0,
         "model_age_s": 10.0,
         "created_ms": manifest.created_ms,
         "event_time_ms": manifest.event_time_ms,

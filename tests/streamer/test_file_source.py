@@ -132,7 +132,7 @@ def test_progress_goes_from_nothing_to_one(tmp_path: Path) -> None:
         ("missing.csv", None, "cannot be read: No such file"),
         ("missing.parquet", None, "no such file"),
         ("empty.csv", b"", "is empty"),
-        ("empty.jsonl.gz", gzip.compress(b""), "is empty"),
+        ("empty.jsonl.gz", gzip.compress(b"", mtime=0), "is empty"),
         ("empty.parquet", b"", "is empty"),
         ("log.xlsx", b"x", "format cannot be told from the name; expected one of .jsonl"),
         ("log", b"x", "format cannot be told"),

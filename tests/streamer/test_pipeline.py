@@ -3,7 +3,6 @@
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -69,8 +68,8 @@ class Run:
     registry: CollectorRegistry
 
     def pieces(self) -> list[Piece]:
-        """All of the stream; a barrier's arrays are borrowed, so they are copied."""
-        return [deepcopy(piece) if isinstance(piece, Barrier) else piece for piece in self.ingest.stream()]
+        """All of the stream."""
+        return list(self.ingest.stream())
 
     def batches(self) -> list[Batch]:
         return _batches(self.pieces())
