@@ -175,7 +175,16 @@ def test_the_model_says_what_it_is(server, settings, learned) -> None:
         "n_events": 1200,
         "settings_fingerprint": settings.fingerprint(),
         "tasks": ["content_view", "click", "purchase"],
-        "fields": ["user_id", "item_id", "item.category", "item.brand", "user.country", "context.device"],
+        "fields": [
+            "user_id",
+            "item_id",
+            "item.category",
+            "item.brand",
+            "item.tags",
+            "item.title",
+            "user.country",
+            "context.device",
+        ],
         "offsets": {"events": {"0": 1200}},
     }
 

@@ -253,6 +253,7 @@ class Model:
         self.lateness_ms, self.max_open = lateness_ms, max_open
         self.newest_ms: dict[Partition, int] = {}
         self.exposures: list[Exposure] = []
+        self.held: dict[tuple[str, int, int], Exposure] = {}
         self.matured: list[Became] = []
         self.n_evicted = 0
 
@@ -287,16 +288,22 @@ class Model:
             oldest.waiting = set()
             self.n_evicted += 1
         self.exposures.append(exposure)
+        # A key finds the newest exposure that has it, and nothing any more once that one is closed.
+        for key in self._keys(exposure.user, exposure.item, exposure.request):
+            held = self.held.get(key)
+            if held is None or not held.waiting or held.time_ms <= exposure.time_ms:
+                self.held[key] = exposure
+
+    def _keys(self, user: int, item: int, request: int) -> list[tuple[str, int, int]]:
+        return [("request", request, item)] * bool(request) + [("pair", user, item)]
 
     def label(self, task: int, time_ms: int, user: int, item: int, request: int) -> str:
-        def latest(matching: list[Exposure]) -> Exposure | None:
-            return max(matching, key=lambda exposure: (exposure.time_ms, exposure.arrival), default=None)
-
-        found = latest([e for e in self.open if request and (e.request, e.item) == (request, item)])
+        *by_request, by_pair = [self.held.get(key) for key in self._keys(user, item, request)]
+        found = next((one for one in by_request if one and one.waiting), None)
         if found is None:
-            found = latest([e for e in self.open if (e.user, e.item) == (user, item)])
-            if found is None or found.time_ms > time_ms:
+            if by_pair is None or not by_pair.waiting or by_pair.time_ms > time_ms:
                 return "orphan"
+            found = by_pair
         if task not in found.waiting or time_ms - found.time_ms > WINDOWS_MS[task]:
             return "late"
         if task not in found.labels and (DELAYS[task] == "fnc_in_loss" or (task == CART and found.learned)):
