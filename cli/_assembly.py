@@ -109,11 +109,12 @@ def assemble_behind(
     store: SnapshotStore | None = None,
     snapshot: Snapshot | None = None,
     variants: Mapping[str, Settings] | None = None,
+    give_up: Callable[[], None] = lambda: None,
 ) -> Assembly:
     """Build the learner behind a feed that is open, both from a snapshot if there is one.
 
     :param variants: settings by name of learners to compare on the same stream.
-
+    :param give_up: makes the feed's stream end; called when snapshots can no longer be published here.
     :raises OtherSettingsError: the snapshot was made under other settings, or by a version that keeps other state.
     """
     use_threads(settings)
@@ -134,4 +135,5 @@ def assemble_behind(
                 "`snapshot.directory` a new, empty folder to start afresh."
             ) from error
     comparison = Comparison(settings, layout, variants) if variants else None
-    return Assembly(feed, trainer, LearnerLoop(settings, trainer, metrics, store, feed.commit), comparison)
+    loop = LearnerLoop(settings, trainer, metrics, store, feed.commit, give_up=give_up)
+    return Assembly(feed, trainer, loop, comparison)

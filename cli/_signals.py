@@ -19,6 +19,10 @@ class StopOnSignal:
         """Whether to stop."""
         return self._asked
 
+    def ask(self) -> None:
+        """Stop as if a signal had come."""
+        self._asked = True
+
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)

@@ -1,6 +1,7 @@
 """The search itself: an Optuna study in a SQLite file, worked on by several processes, gone on with after a stop."""
 
 import multiprocessing
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import optuna
 from optuna.trial import TrialState
 from scipy import stats
 
+from cli._signals import StopOnSignal
 from cli._trials import Experiment, Parameters, Space
 from contracts.settings import SettingsError
 
@@ -93,6 +95,7 @@ class Study:
     def search(self, n_trials: int, jobs: int, seed: int) -> None:
         """Go on until ``n_trials`` are done, ``jobs`` at a time, each in a process of its own; tells each on stderr.
 
+        :raises KeyboardInterrupt: asked to stop by SIGINT or SIGTERM; the trials that ended are kept.
         :raises RuntimeError: a process ended with an error, which it told.
         """
         context = multiprocessing.get_context("spawn")
@@ -100,17 +103,19 @@ class Study:
         n_before = self.n_done
         jobs = min(jobs, n_trials - n_before)
         processes = [context.Process(target=_work, args=(*work, seed + n_before + job)) for job in range(jobs)]
+        stop = StopOnSignal()
         told = {trial.number for trial in self._study.get_trials(deepcopy=False, states=_DONE)}
         for process in processes:
             process.start()
-        try:
-            while any(process.is_alive() for process in processes):
+        with stop:
+            while any(process.is_alive() for process in processes) and not stop():
                 time.sleep(_LOOK_SECONDS)
                 self._tell(told)
-        finally:
-            for process in processes:
-                process.terminate()
-                process.join()
+        for process in processes:
+            process.terminate()
+            process.join()
+        if stop():
+            raise KeyboardInterrupt
         self._tell(told)
         _check(processes)
 
@@ -136,6 +141,7 @@ class Study:
 
 def _work(file: Path, experiment: Experiment, space: Space, n_trials: int, seed: int) -> None:
     """One process: trials until ``n_trials`` are done by all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent ends this one
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.load_study(
         study_name=_NAME,

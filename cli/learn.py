@@ -155,7 +155,7 @@ def run(
         snapshot = _newest(store, fresh=start_ms is not None)
         resume = snapshot.manifest.resume_offsets if snapshot else None
         feed.open(settings, partial(topic_inputs, settings, how, resume, start_ms, until_end), REGISTRY, stop)
-        assembly = assemble_behind(settings, feed, metrics, store=store, snapshot=snapshot)
+        assembly = assemble_behind(settings, feed, metrics, store=store, snapshot=snapshot, give_up=stop.ask)
         log.info(
             "Learning `%s` from %s: %s.",
             settings.kafka.topic,

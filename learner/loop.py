@@ -29,6 +29,7 @@ class LearnerLoop:
 
     :param store: None: barriers only pass by (`evaluate`).
     :param published: told the offsets of every published snapshot, for lag tools, by the writer's thread.
+    :param give_up: makes the stream end, where the store is no longer this process's.
     """
 
     def __init__(
@@ -39,10 +40,13 @@ class LearnerLoop:
         store: SnapshotStore | None,
         published: Callable[[Offsets], None] = lambda _: None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        give_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._trainer = trainer
         self._metrics = metrics
-        self._writer = None if store is None else SnapshotWriter(settings, trainer, metrics, store, published, clock_ms)
+        self._writer = (
+            None if store is None else SnapshotWriter(settings, trainer, metrics, store, published, clock_ms, give_up)
+        )
         self._quarantine = Quarantine(store.directory / QUARANTINE, settings.snapshot.quarantine) if store else None
         self._held: list[str] = []
         self._settings = settings

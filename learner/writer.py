@@ -37,6 +37,7 @@ class SnapshotWriter:
     snapshot: what changed before a gap is in no delta behind it.
 
     :param published: told the offsets of every published snapshot, by the writer's thread.
+    :param give_up: called where a snapshot cannot be published, and not for the disk: the stream shall end.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class SnapshotWriter:
         store: SnapshotStore,
         published: Callable[[Offsets], None],
         clock_ms: Callable[[], int],
+        give_up: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._trainer = trainer
@@ -54,6 +56,7 @@ class SnapshotWriter:
         self._store = store
         self._published = published
         self._clock_ms = clock_ms
+        self._give_up = give_up
         self._writing: Future[None] | None = None
         self._newest: Manifest | None = None  # what the next delta goes behind
         self._failure: OSError | None = None
@@ -108,6 +111,10 @@ class SnapshotWriter:
     def _publish(self, barrier: Barrier, finish: Callable[[], Groups], state: msgspec.Raw) -> None:
         try:
             self._failure = self._write(barrier, finish, state)
+        except BaseException:
+            # Whoever waits for events on a quiet topic would not ask what became of this for hours.
+            self._give_up()
+            raise
         finally:
             barrier.release()
 

@@ -42,24 +42,28 @@ def arm(countdown):
     from learner.snapshot import SnapshotStore
 
     def dying(original, partly=lambda *_: None):
-        def operation(*arguments):
+        def operation(*arguments, **names):
             if countdown.due():
                 die()
             if partly is not None and countdown.due():
-                partly(*arguments)
+                partly(*arguments, **names)
                 die()
-            return original(*arguments)
+            return original(*arguments, **names)
 
         return operation
 
-    def half_a_file(_, path, data):
+    def half_a_file(_, path, parts, **_names):
+        data = b"".join(parts)
         path.write_bytes(data[: len(data) // 2])
 
     def half_a_folder(_, folder):
         for path in sorted(folder.iterdir())[::2]:
             path.unlink()
 
-    write = dying(Disk.write, lambda _, path, data: path.write_bytes(data))  # whole, but not synced
+    def a_file_not_synced(_, path, parts, **_names):
+        path.write_bytes(b"".join(parts))
+
+    write = dying(Disk.write, a_file_not_synced)
     Disk.write = dying(write, half_a_file)
     Disk.remove = dying(Disk.remove, half_a_folder)
     for name in ("make_folder", "sync_folder", "rename"):
