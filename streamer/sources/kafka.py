@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
+from kafka.errors import KafkaConnectionError, KafkaError, LogTruncationError, OffsetOutOfRangeError
 from kafka.structs import OffsetAndMetadata
 
 from contracts.records import Offsets, Partition, Record
@@ -283,7 +283,7 @@ class KafkaSource:
         """
         unknown = []
         for place in sorted(self._unresolved & self._consumer.assignment()):
-            offset = self._consumer.position(place, timeout_ms=RESOLVE_MS)
+            offset = self._where(place)
             if offset is None:
                 unknown.append(place)
             else:
@@ -297,9 +297,17 @@ class KafkaSource:
         The consumer's position, not the last record's: it also passes offsets that carry no record.
         """
         return [
-            (place, self._consumer.position(place, timeout_ms=RESOLVE_MS), self._consumer.highwater(place))
+            (place, self._where(place), self._consumer.highwater(place))
             for place in sorted(self._consumer.assignment())
         ]
+
+    def _where(self, place: TopicPartition) -> int | None:
+        """The consumer's position in a partition; None while it does not know, or cannot ask: the broker is away."""
+        try:
+            position: int | None = self._consumer.position(place, timeout_ms=RESOLVE_MS)
+        except KafkaConnectionError:
+            return None
+        return position
 
     def _check_sought(self) -> None:
         """Tansu answers a fetch beyond the end with nothing, for ever; its high-water mark shows it."""

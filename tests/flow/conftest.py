@@ -118,8 +118,12 @@ class Running:
     def metrics(self) -> dict[str, float]:
         """Every sample of `/metrics`, summed over the labels but ``reason``: ``name`` or ``name reason``."""
         url = self.said(r"Metrics on (http://\S+/metrics)")[1]
-        with urllib.request.urlopen(url, timeout=10) as reply:
-            text = reply.read().decode()
+        try:
+            with urllib.request.urlopen(url, timeout=10) as reply:
+                text = reply.read().decode()
+        except OSError as error:  # the process may be about to end, and to say why
+            time.sleep(1)
+            raise AssertionError(f"{error}, after:\n{self.output}") from error
         found: dict[str, float] = {}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
