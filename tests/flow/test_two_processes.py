@@ -39,7 +39,7 @@ def left_of(pids):
 
 
 def shared():
-    """Names in shared memory. Not semaphores: other tests' process pools have some; of ours Python itself tells leaks."""
+    """Names in shared memory, but for semaphores: other tests' pools have some, and Python itself tells leaks of ours."""
     return {file.name for file in Path("/dev/shm").iterdir() if not file.name.startswith("sem.")}
 
 
