@@ -39,7 +39,7 @@ def left_of(pids):
 
 
 def shared():
-    """Names in shared memory, but for semaphores: other tests' pools have some, and Python itself tells leaks of ours."""
+    """Names in shared memory, but for semaphores: those are of other tests' pools, too."""
     return {file.name for file in Path("/dev/shm").iterdir() if not file.name.startswith("sem.")}
 
 
