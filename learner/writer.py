@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -37,7 +37,7 @@ class SnapshotWriter:
     snapshot: what changed before a gap is in no delta behind it.
 
     :param published: told the offsets of every published snapshot, by the writer's thread.
-    :param give_up: called where a snapshot cannot be published, and not for the disk: the stream shall end.
+    :param give_up: called where something cannot be published, and not for the disk: the stream shall end.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class SnapshotWriter:
         frozen = msgspec.Raw(encode_state(LEARNER, state))
         self._newest, self._cut_clock_ms = None, self._clock_ms()
         self._event_time_ms = barrier.event_time_ms
-        self._writing = self._pool.submit(self._publish, barrier, finish, frozen)
+        self._writing = self._pool.submit(self._run, self._publish, barrier, finish, frozen)
         self._metrics.snapshot_pause.observe(time.perf_counter() - started)
 
     def stepped(self, batch: Batch) -> None:
@@ -105,16 +105,20 @@ class SnapshotWriter:
         started = time.perf_counter()
         self._newest, self._cut_clock_ms = None, self._clock_ms()
         finish = self._trainer.capture_delta()
-        self._writing = self._pool.submit(self._publish_delta, base, finish, self._event_time_ms)
+        self._writing = self._pool.submit(self._run, self._publish_delta, base, finish, self._event_time_ms)
         self._metrics.snapshot_pause.observe(time.perf_counter() - started)
 
-    def _publish(self, barrier: Barrier, finish: Callable[[], Groups], state: msgspec.Raw) -> None:
+    def _run(self, work: Callable[..., None], *arguments: Any) -> None:
         try:
-            self._failure = self._write(barrier, finish, state)
+            work(*arguments)
         except BaseException:
             # Whoever waits for events on a quiet topic would not ask what became of this for hours.
             self._give_up()
             raise
+
+    def _publish(self, barrier: Barrier, finish: Callable[[], Groups], state: msgspec.Raw) -> None:
+        try:
+            self._failure = self._write(barrier, finish, state)
         finally:
             barrier.release()
 

@@ -1,5 +1,6 @@
 """What is compared: memories that learn nothing, linear models on our own features, and our networks."""
 
+from abc import ABC, abstractmethod
 from importlib.metadata import version
 from typing import Protocol
 
@@ -47,7 +48,7 @@ class Net:
         return [task["ranking"] for task in self._trainer.quality.report().values()]
 
 
-class _Scorer:
+class _Scorer(ABC):
     """Ranks by a score of each candidate."""
 
     name: str
@@ -73,12 +74,13 @@ class _Scorer:
         """Of each task."""
         return [{name: float(value or 0.0) for name, value in one.summary().items()} for one in self._quality]
 
+    @abstractmethod
     def scores(self, rows: Rows, task: int) -> Float32s:
         """Shape ``[N]``; the greater the better."""
-        raise NotImplementedError
 
     def learn(self, batch: Batch) -> None:
-        """A memory has learned by its features already."""
+        """Each label that is known; a memory has nothing to learn, its features have."""
+        del batch
 
 
 class Popularity(_Scorer):

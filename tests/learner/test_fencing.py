@@ -129,3 +129,15 @@ def test_a_lock_file_that_was_removed_is_told(tmp_path: Path) -> None:
     (tmp_path / LOCK).unlink()
     with pytest.raises(SnapshotSupersededError, match="LOCK names nobody, it was removed"):
         publish(store, 2)
+
+
+def test_whoever_lost_the_lock_adds_no_delta_to_a_version(tmp_path: Path) -> None:
+    owner, successor = SnapshotStore(tmp_path), SnapshotStore(tmp_path)
+    publish(owner, 1)
+    base, groups = owner.manifest(1), {"dense": {"w": np.zeros(4, np.float32)}}
+    base = owner.publish_delta(base, groups, created_ms=2, event_time_ms=2)
+    lose_the_lock(tmp_path)
+    successor.acquire()
+    with pytest.raises(SnapshotSupersededError, match="was taken from this process"):
+        owner.publish_delta(base, groups, created_ms=3, event_time_ms=3)
+    assert [path.name for path in sorted(owner.path(1).glob("delta-*")) if path.suffix != ".tmp"] == ["delta-000001"]

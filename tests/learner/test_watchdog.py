@@ -1,6 +1,7 @@
 """A model that was good and has long been worse than the base rate is not published, until it is good again."""
 
 import logging
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -75,6 +76,35 @@ def test_a_restored_watch_counts_on(make_settings):
     second.restore(first.state())
     second.look({"click": {"ne": 1.2, "positives": 500}}, 10 * MINUTE + HOUR)
     assert second.held["click"]
+
+
+def test_while_snapshots_are_held_there_are_no_deltas_either(make_settings, layout_of, make_batch, tmp_path):
+    settings = make_settings(snapshot={"delta_seconds": 0.001})
+    layout, rng, clock = layout_of(settings), np.random.default_rng(0), iter(range(0, 10**9, 1000))
+    trainer, store = Trainer(settings, layout), SnapshotStore(tmp_path)
+    metrics = LearnerMetrics(CollectorRegistry(), "adwin")
+    loop = LearnerLoop(settings, trainer, metrics, store, clock_ms=lambda: next(clock))
+
+    def n_deltas():
+        return len([path for path in tmp_path.glob("v*/delta-*") if path.suffix != ".tmp"])
+
+    def stream():
+        yield make_batch(layout, 32, rng, 0)
+        yield Barrier({("events", 0): 1}, {}, {}, 1, 1)
+        deadline = time.monotonic() + 60
+        while not n_deltas() and time.monotonic() < deadline:  # a thread writes them
+            yield make_batch(layout, 32, rng, 1)
+        assert n_deltas()
+        for now_ms, ne in ((0, 0.9), (1, 1.5), (1 + 2 * HOUR, 1.5)):  # good once, then bad for long
+            trainer.watchdog.look({"click": {"ne": ne, "positives": 500}}, now_ms)
+        loop._writer.wait()
+        before = n_deltas()
+        for index in range(20):
+            yield make_batch(layout, 32, rng, index)
+            loop._writer.wait()
+        assert n_deltas() == before
+
+    loop.run(stream())
 
 
 def test_publishing_is_held_and_resumes_by_itself_while_learning_goes_on(
