@@ -1,7 +1,7 @@
 """Where the reader of a topic stands and where it starts: what the sources of both Kafka clients share."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal
 
 from contracts.records import Offsets, Partition
@@ -69,10 +69,11 @@ class Standing:
             return "beginning"
         return "end"
 
-    def miss(self, ranges: Iterable[tuple[int, int, int]], why: str) -> list[int]:
+    def miss(self, ranges: Sequence[tuple[int, int, int]], why: str) -> list[int]:
         """Deal with offsets that the broker does not have, as ``kafka.missing_offsets`` says.
 
-        :param ranges: partition, first offset and end offset, as the broker has them.
+        :param ranges: partition, first offset and end offset, as the broker has them; none where the partition was
+            taken away meanwhile: who has it next finds out.
         :param why: told instead where every partition fits; empty: then nothing is wrong.
         :returns: the partitions that stand at their first record now.
         :raises OffsetsLostError: the settings say so, or a partition ends before the offset: skipping does not help.
@@ -86,7 +87,7 @@ class Standing:
             lines.append(f"{show(place)}: wants offset {wanted}, the broker has {begin} to {end}")
             if wanted < begin:
                 deleted[partition] = begin
-        if not lines and not why:
+        if not ranges or not (lines or why):
             return []
         only_deleted = bool(deleted) and len(deleted) == len(lines)
         if not only_deleted or self._missing_offsets == "fail":

@@ -324,9 +324,9 @@ class KafkaSource:
     def _miss(self, why: str) -> None:
         places = sorted(self._consumer.assignment())
         begins, ends = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
-        ranges = (
+        ranges = [
             (place.partition, begins[place], max(ends[place], self._consumer.highwater(place) or 0)) for place in places
-        )
+        ]
         moved = self._standing.miss(ranges, why)
         self._put(TopicPartition(self._settings.topic, partition) for partition in moved)
 
