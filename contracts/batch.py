@@ -24,6 +24,8 @@ class Layout:
     :param dense: names of the dense columns.
     :param event_types: event types in the order of ``history``'s second axis.
     :param history_length: items kept per user and event type.
+    :param item_fields: fields of the item, from ``item_id`` on. The others, the histories and the first
+        ``viewer_dense`` dense columns are the viewer's: the same for all items beside each other in one exposure.
     """
 
     tasks: tuple[str, ...]
@@ -32,6 +34,8 @@ class Layout:
     dense: tuple[str, ...]
     event_types: tuple[str, ...]
     history_length: int
+    item_fields: int = 1
+    viewer_dense: int = 0
 
     @property
     def n_ids(self) -> int:

@@ -105,9 +105,9 @@ class FeatureSchema:
         counters = [f"{kind}:{half_life_ms // 1000}s" for kind in types for half_life_ms in half_lives_ms] + ["recency"]
         valued = [field.name for field in item.categorical[:interests]]
         number = ["value", "missing"]
+        viewer = [("user", counters), *((field.name, number) for field in (*user.numeric, *context.numeric))]
         groups = [
-            ("user", counters),
-            *((field.name, number) for field in (*user.numeric, *context.numeric)),
+            *viewer,
             ("user x item", counters),
             *((f"user x {name}", counters) for name in valued),
             ("item", counters),
@@ -132,6 +132,8 @@ class FeatureSchema:
                 dense=tuple(f"{group} {column}" for group, columns in groups for column in columns),
                 event_types=types,
                 history_length=settings.features.history_length,
+                item_fields=1 + len(item.categorical) + len(item.several),
+                viewer_dense=sum(len(columns) for _, columns in viewer),
             ),
         )
 

@@ -306,12 +306,17 @@ def _look(
             if ids[n, c] == EMPTY:
                 out_ids[n, c] = NO_ROW
                 continue
+            if n > 0 and ids[n, c] == ids[n - 1, c]:  # the viewer of the row before
+                out_ids[n, c] = out_ids[n - 1, c]
+                continue
             row = find(directory.keys, directory.rows, ids[n, c])
             out_ids[n, c] = row + n_fields if row >= 0 else field[c]
     for n in range(history.shape[0]):
         for y in range(history.shape[1]):
             for h in range(history.shape[2]):
-                if history[n, y, h] == 0:
+                if n > 0 and history[n, y, h] == history[n - 1, y, h]:
+                    out_history[n, y, h] = out_history[n - 1, y, h]
+                elif history[n, y, h] == 0:
                     out_history[n, y, h] = NO_ROW
                 else:
                     row = find(directory.keys, directory.rows, history[n, y, h])
@@ -484,6 +489,8 @@ def _gather_mean(
     n_touched: Integer,
 ) -> Integer:
     """The gradient of :func:`_mean`, to the rows that are there."""
+    if not gradient.any():
+        return n_touched
     length = 0
     for h in range(len(rows)):
         length += rows[h] >= 0

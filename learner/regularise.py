@@ -5,6 +5,7 @@ from torch import Tensor
 
 from contracts.settings import TrainSettings
 from learner.models._base import Network
+from learner.viewers import Viewers
 
 
 class Pull:
@@ -32,11 +33,13 @@ class Pull:
             gradient.addcmul_(self._l2s, weights)
 
 
-def with_dropout(network: Network, embedded: Tensor, dense: Tensor, seed: int) -> Tensor:
+def with_dropout(
+    network: Network, embedded: Tensor, dense: Tensor, seed: int, viewers: Viewers | None = None
+) -> Tensor:
     """The network's residuals in training mode; the same seed leaves out the same experts."""
     network.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        residual: Tensor = network(embedded, dense)
+        residual: Tensor = network(embedded, dense, viewers)
     network.eval()
     return residual

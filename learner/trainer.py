@@ -17,7 +17,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from learner.objective import Objective
 from learner.quarantine import REASONS, NotFiniteError, require_finite
 from learner.regularise import Pull, with_dropout
 from learner.store import ExampleStore
+from learner.viewers import Viewers
 from learner.watchdog import Watchdog
 
 Groups = dict[str, dict[str, NDArray[Any]]]
@@ -131,22 +132,17 @@ class Trainer:
         """
         ranked = None if batch.ranking is None else self._rank(batch.ranking)
         at_once = batch.learn.any(1)
-        # A look: what a sound batch admits afterwards starts as a copy of the cold row that is looked at here.
-        ids, history = self.table.rows(batch.rows)
         raw = np.empty(batch.labels.shape, np.float32)
         waiting = np.flatnonzero(~at_once)
         if len(waiting):
-            with torch.no_grad():
-                embedded = self.table.embed(ids[waiting], history[waiting])
-                residual = self.network(embedded, torch.from_numpy(batch.rows.dense[waiting]))
-                raw[waiting] = self.readout.raw(self.readout.conditional(residual)).numpy()
+            residual = self._residual(_at(batch.rows, waiting))
+            raw[waiting] = self.readout.raw(self.readout.conditional(residual)).numpy()
 
         now, then = np.flatnonzero(at_once), np.flatnonzero(self._to_learn(batch))
-        stored = self._store.rows(batch.matured_slot[then])
-        dense = np.concatenate([batch.rows.dense[now], stored.dense])
-        if not len(dense):
+        rows = _joined(_at(batch.rows, now), self._store.rows(batch.matured_slot[then]))
+        if not len(rows):
             require_finite("score", bool(np.isfinite(raw).all()), batch.rows.dense, self.layout)
-            self.table.rows(batch.rows, ~batch.sampled)
+            self._see(batch)
             self._take_scores(batch, raw, ranked)
             return
         labels = np.concatenate([batch.labels[now], batch.matured_labels[then]])
@@ -154,18 +150,18 @@ class Trainer:
         final = np.concatenate([batch.known[now], batch.matured_known[then]])
         came_late = np.concatenate([np.zeros_like(batch.known[now]), batch.matured_late[then]])
 
-        stored_ids, stored_history = self.table.rows(stored)
-        embedded = self.table.embed(
-            np.concatenate([ids[now], stored_ids]), np.concatenate([history[now], stored_history])
-        ).requires_grad_()
-        conditional = self.readout.conditional(self.network(embedded, torch.from_numpy(dense)))
+        # A look: what a sound batch admits afterwards starts as a copy of the cold row that is looked at here.
+        ids, history = self.table.rows(rows)
+        viewers, dense = Viewers.among(rows, self.layout), torch.from_numpy(rows.dense)
+        embedded = self.table.embed(ids, history).requires_grad_()
+        conditional = self.readout.conditional(self.network(embedded, dense, viewers))
         learned = self.readout.raw(conditional.detach()).numpy()
         raw[now] = learned[: len(now)]
         scored = bool(np.isfinite(raw).all() and np.isfinite(learned).all())
-        require_finite("score", scored, np.concatenate([batch.rows.dense, stored.dense]), self.layout)
-        late = self._delay.late(embedded, torch.from_numpy(dense)) if self._delay.is_used else None
+        require_finite("score", scored, np.concatenate([batch.rows.dense, rows.dense]), self.layout)
+        late = self._delay.late(embedded, dense) if self._delay.is_used else None
         if self._dropout:  # scored as served, without; learned with
-            residual = with_dropout(self.network, embedded, torch.from_numpy(dense), self._seed + self._n_steps)
+            residual = with_dropout(self.network, embedded, dense, self._seed + self._n_steps, viewers)
             conditional = self.readout.conditional(residual)
         counts, positives = count_labels(labels, learn)
         n_late = came_late.sum(0)
@@ -174,34 +170,27 @@ class Trainer:
         )
         if (self._n_steps + 1) % _LOOK_EVERY == 0:
             self._compare_gradients(losses, embedded)
-            self._look_at_gates(embedded, torch.from_numpy(dense))
+            self._look_at_gates(embedded, dense)
         total = self._balancer(losses, torch.from_numpy(counts), self.base_rates.rates, embedded)
-        require_finite("loss", math.isfinite(total.item()), dense, self.layout)
+        require_finite("loss", math.isfinite(total.item()), rows.dense, self.layout)
         of_embedded, *of_weights = torch.autograd.grad(total, [embedded, *self._parameters], materialize_grads=True)
         gradient = torch.cat([one.reshape(-1) for one in of_weights])
         norm = gradient.norm().item()
-        require_finite("gradient", math.isfinite(norm + of_embedded.norm().item()), dense, self.layout)
+        require_finite("gradient", math.isfinite(norm + of_embedded.norm().item()), rows.dense, self.layout)
 
         # Sound: from here on the batch leaves its traces.
         self._n_steps += 1
-        ids, history = self._see(batch, history)
-        stored_ids, stored_history = self.table.rows(stored)
+        if self._see(batch):
+            ids, history = self.table.rows(rows)
         self._take_scores(batch, raw, ranked)
         self.readout.calibrate(learned, labels, learn, None if late is None else late.numpy())
         self._descend(gradient, norm)
-        self.table.update(
-            np.concatenate([ids[now], stored_ids]),
-            np.concatenate([history[now], stored_history]),
-            of_embedded,
-            float(counts.max()),
-            self._pull.l1,
-            self._pull.l2,
-        )
+        self.table.update(ids, history, of_embedded, float(counts.max()), self._pull.l1, self._pull.l2)
         self.n_learned += counts
         self.n_positives += positives
         self.n_late += n_late
         if late is not None:
-            self._delay.learn(embedded.detach(), torch.from_numpy(dense), late, learn & (labels > 0), came_late)
+            self._delay.learn(embedded.detach(), dense, late, learn & (labels > 0), came_late)
         self.base_rates.update(counts, positives, n_late)
         self.table.decay(batch.watermark_ms)
         if self._n_steps % _WATCH_EVERY == 0:
@@ -215,14 +204,11 @@ class Trainer:
         kept = ~skipped[:, None]
         return replace(batch, matured_known=batch.matured_known & kept, matured_learn=batch.matured_learn & kept)
 
-    def _see(self, batch: Batch, history: Int64s) -> tuple[Int64s, Int64s]:
-        """Count the batch's ids as seen; where its rows lie in the table now."""
+    def _see(self, batch: Batch) -> bool:
+        """Count the batch's ids as seen; whether rows of the table now lie elsewhere."""
         before = self.table.n_rows, self.table.n_evicted
-        # Without the histories, which are many: they are looked up again only where the table has changed.
-        seen, _ = self.table.rows(replace(batch.rows, history=batch.rows.history[:0]), ~batch.sampled)
-        if before != (self.table.n_rows, self.table.n_evicted):
-            history = self.table.rows(replace(batch.rows, ids=batch.rows.ids[:0]))[1]
-        return seen, history
+        self.table.rows(replace(batch.rows, history=batch.rows.history[:0]), ~batch.sampled)
+        return before != (self.table.n_rows, self.table.n_evicted)
 
     def _to_learn(self, batch: Batch) -> Bools:
         """Shape ``[M]``: matured rows that go through the network."""
@@ -301,7 +287,7 @@ class Trainer:
         task = np.repeat(ranking.task, candidates)
         scores = np.concatenate(
             [
-                self._comparable(_slice(ranking.rows, start, start + _RANKING_CHUNK))
+                self._comparable(_at(ranking.rows, slice(start, start + _RANKING_CHUNK)))
                 for start in range(0, len(ranking.rows), _RANKING_CHUNK)
             ]
         )
@@ -314,14 +300,17 @@ class Trainer:
 
     def logits(self, rows: Rows) -> Float32s:
         """What the weights of now would serve for these rows, shape ``[N, T]``; nothing is counted or learned."""
-        with torch.no_grad():
-            residual = self.network(self.table.embed(*self.table.rows(rows)), torch.from_numpy(rows.dense))
-            return self.readout.served(self.readout.raw(self.readout.conditional(residual)).numpy())
+        return self.readout.served(self.readout.raw(self.readout.conditional(self._residual(rows))).numpy())
 
     def _comparable(self, rows: Rows) -> Float32s:
-        with torch.no_grad():
-            residual = self.network(self.table.embed(*self.table.rows(rows)), torch.from_numpy(rows.dense))
-        return self.readout.comparable(residual, rows.log_q)
+        return self.readout.comparable(self._residual(rows), rows.log_q)
+
+    @torch.no_grad()
+    def _residual(self, rows: Rows) -> torch.Tensor:
+        """The network's residuals, shape ``[N, T]``."""
+        embedded = self.table.embed(*self.table.rows(rows))
+        residual: torch.Tensor = self.network(embedded, torch.from_numpy(rows.dense), Viewers.among(rows, self.layout))
+        return residual
 
     def save(self) -> tuple[Groups, dict[str, Any]]:
         """Groups of arrays and small state: all that the future depends on, valid until the next save or capture."""
@@ -394,8 +383,13 @@ class Trainer:
         self.n_late = np.array(state["n_late"])
 
 
-def _slice(rows: Rows, start: int, end: int) -> Rows:
-    return Rows(rows.ids[start:end], rows.history[start:end], rows.dense[start:end], rows.log_q[start:end])
+def _at(rows: Rows, places: Int64s | slice) -> Rows:
+    return Rows(rows.ids[places], rows.history[places], rows.dense[places], rows.log_q[places])
+
+
+def _joined(first: Rows, second: Rows) -> Rows:
+    pairs = ((getattr(first, one.name), getattr(second, one.name)) for one in fields(Rows))
+    return Rows(*(np.concatenate(pair) for pair in pairs))
 
 
 def _precision(name: str) -> torch.dtype:

@@ -16,6 +16,7 @@ from contracts.batch import Layout
 from contracts.components import load
 from contracts.settings import ModelSettings
 from learner.models._blocks import ExpertDropout, ParallelMlp
+from learner.viewers import Sides, Viewers
 
 
 class Shape(NamedTuple):
@@ -32,8 +33,8 @@ class Shape(NamedTuple):
 class Architecture(Protocol):
     """The deep part: ``[N, F + Y, width]`` (or ``[N, F + Y, T·width]``) and ``[N, D]`` to ``[N, T]``, zero at first."""
 
-    def __call__(self, embeddings: Tensor, dense: Tensor) -> Tensor:
-        """Residual logits, shape ``[N, T]``."""
+    def __call__(self, embeddings: Tensor, dense: Tensor, viewers: Viewers | None = None) -> Tensor:
+        """Residual logits, shape ``[N, T]``; ``viewers`` may save work, and change nothing but rounding."""
 
 
 @runtime_checkable
@@ -86,19 +87,21 @@ class Network(nn.Module):
         for part in self.deep.modules():
             if isinstance(part, ParallelMlp):
                 part.precision = precision
+                part.sides = Sides.of(layout, settings.width, attention=settings.history == "attention")
             elif isinstance(part, ExpertDropout):
                 part.rate = dropout
 
-    def forward(self, embeddings: Tensor, dense: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, dense: Tensor, viewers: Viewers | None = None) -> Tensor:
         """Residual logits: to be added to each task's base-rate logit.
 
         :param embeddings: shape ``[N, F + Y, embedding_width]``.
         :param dense: shape ``[N, D]``.
+        :param viewers: of these rows, which the deep part then computes once each.
         :returns: shape ``[N, T]``.
         """
         embeddings = self._weighted(embeddings)
         wide = self.wide.weight if self.common is None else self.wide.weight + self.common.weight
-        logits: Tensor = torch.addmm(self.deep(embeddings, dense), dense, wide.t())
+        logits: Tensor = torch.addmm(self.deep(embeddings, dense, viewers), dense, wide.t())
         return logits
 
     def field_weights(self) -> dict[str, float]:

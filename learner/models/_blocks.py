@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from learner.models._first_layer import FirstLayer
 from learner.models._mixture import Mixture
+from learner.viewers import Sides, Viewers
 
 
 class ParallelLinear(nn.Module):
@@ -29,12 +30,14 @@ class ParallelLinear(nn.Module):
 class ParallelMlp(nn.Module):
     """E networks of ReLU layers over one shared input, and linear outputs beside them.
 
-    The first layer of all of them is one product (:class:`FirstLayer`), in ``precision``.
+    The first layer of all of them is one product (:class:`FirstLayer`), in ``precision``; where rows share a viewer and
+    ``sides`` tells his columns, he is computed once.
 
     :param n_beside: linear outputs of the same input (gates), zero at first.
     """
 
     precision = torch.float32
+    sides: Sides | None = None
 
     def __init__(
         self, count: int, n_embedded: int, n_dense: int, layers: tuple[int, ...], *, n_beside: int = 0
@@ -49,9 +52,11 @@ class ParallelMlp(nn.Module):
         self._sizes = (count, layers[0])
         self.rest = nn.ModuleList(ParallelLinear(count, below, above) for below, above in itertools.pairwise(layers))
 
-    def forward(self, embedded: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, embedded: Tensor, dense: Tensor, viewers: Viewers | None = None) -> tuple[Tensor, Tensor]:
         """``[N, C·d]`` and ``[N, D]`` to ``[E, N, H]`` and ``[N, n_beside]``."""
-        hidden, beside = FirstLayer.apply(embedded, dense, self.weight, self.bias, self._sizes, self.precision)
+        hidden, beside = FirstLayer.apply(
+            embedded, dense, self.weight, self.bias, self._sizes, self.precision, self.sides, viewers
+        )
         for layer in self.rest:
             hidden = torch.relu(layer(hidden))
         return hidden, beside

@@ -13,6 +13,7 @@ from contracts.settings import Settings
 from learner.embedding import EmbeddingTable
 from learner.models._base import Network, load_network
 from learner.models._readout import Readout
+from learner.viewers import Viewers
 
 
 class FrozenModel:
@@ -35,7 +36,7 @@ class FrozenModel:
         self._table.load(groups["table"])
         self._readout = Readout(settings)
         self._readout.load(groups)
-        self._n_tasks = len(layout.tasks)
+        self._layout = layout
 
     def moved_on(self, delta: Mapping[str, Mapping[str, NDArray[Any]]]) -> "FrozenModel":
         """The model with a delta, given by the same groups; this one stays as it is and goes on scoring."""
@@ -49,10 +50,10 @@ class FrozenModel:
     def probabilities(self, rows: Rows) -> Float32s:
         """Shape ``[N, T]``, calibrated; for a task learned against sampled items: the item against a uniform draw."""
         if not len(rows):
-            return np.zeros((0, self._n_tasks), np.float32)
+            return np.zeros((0, len(self._layout.tasks)), np.float32)
         with torch.inference_mode():
             embedded = self._table.embed(*self._table.rows(rows))
-            residual = self._network(embedded, torch.from_numpy(rows.dense))
+            residual = self._network(embedded, torch.from_numpy(rows.dense), Viewers.among(rows, self._layout))
             logits = self._readout.comparable(residual, rows.log_q)
         probabilities: Float32s = torch.from_numpy(logits).sigmoid().numpy()
         return probabilities

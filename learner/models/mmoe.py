@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from contracts.settings import ModelSettings
 from learner.models._base import Shape
 from learner.models._blocks import CommonTowers, ExpertDropout, ParallelMlp, gate_weights, mixtures
+from learner.viewers import Viewers
 
 EMBEDDINGS_PER_TASK = False
 
@@ -28,9 +29,9 @@ class Mmoe(nn.Module):
         self.towers = CommonTowers(shape.n_tasks, self.experts.n_out, settings.tower)
         self._n_gates, self._n_experts = shape.n_tasks + 1, settings.experts
 
-    def forward(self, embeddings: Tensor, dense: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, dense: Tensor, viewers: Viewers | None = None) -> Tensor:
         """Residual logits, shape ``[N, T]``."""
-        experts, beside = self.experts(embeddings.flatten(1), dense)  # [E, N, H], [N, (T + 1)·E]
+        experts, beside = self.experts(embeddings.flatten(1), dense, viewers)  # [E, N, H], [N, (T + 1)·E]
         logits: Tensor = self.towers(mixtures(beside, experts, self._n_gates, self.dropout))
         return logits
 

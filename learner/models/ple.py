@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from contracts.settings import ModelSettings
 from learner.models._base import Shape
 from learner.models._blocks import ExpertDropout, ParallelMlp, Towers, gate_weights
+from learner.viewers import Viewers
 
 EMBEDDINGS_PER_TASK = False
 
@@ -30,9 +31,9 @@ class Ple(nn.Module):
         self.dropout = ExpertDropout()
         self.towers = Towers(shape.n_tasks, self.experts.n_out, settings.tower)
 
-    def forward(self, embeddings: Tensor, dense: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, dense: Tensor, viewers: Viewers | None = None) -> Tensor:
         """Residual logits, shape ``[N, T]``."""
-        experts, beside = self.experts(embeddings.flatten(1), dense)  # [S + T, N, H], [N, T·(S + 1)]
+        experts, beside = self.experts(embeddings.flatten(1), dense, viewers)  # [S + T, N, H], [N, T·(S + 1)]
         gates = self.dropout(gate_weights(beside, self._n_tasks))  # [T, S + 1, N]
         mixed = gates[:, -1].unsqueeze(2) * experts[self._n_shared :]  # [T, N, H]
         for expert in range(self._n_shared):

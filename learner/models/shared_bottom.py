@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from contracts.settings import ModelSettings
 from learner.models._base import Shape
 from learner.models._blocks import CommonTowers, ParallelMlp
+from learner.viewers import Viewers
 
 EMBEDDINGS_PER_TASK = False
 
@@ -18,9 +19,9 @@ class SharedBottom(nn.Module):
         self.towers = CommonTowers(shape.n_tasks, self.bottom.n_out, settings.tower)
         self._n_towers = shape.n_tasks + 1
 
-    def forward(self, embeddings: Tensor, dense: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, dense: Tensor, viewers: Viewers | None = None) -> Tensor:
         """Residual logits, shape ``[N, T]``."""
-        shared, _ = self.bottom(embeddings.flatten(1), dense)  # [1, N, H]
+        shared, _ = self.bottom(embeddings.flatten(1), dense, viewers)  # [1, N, H]
         logits: Tensor = self.towers(shared.expand(self._n_towers, -1, -1))
         return logits
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from contracts.settings import ModelSettings
 from learner.models._base import Shape
 from learner.models._blocks import ParallelLinear, Towers
+from learner.viewers import Viewers
 
 EMBEDDINGS_PER_TASK = True
 
@@ -24,7 +25,7 @@ class SingleTask(nn.Module):
         self.towers = Towers(shape.n_tasks, sizes[-1], settings.tower)
         self._n_tasks = shape.n_tasks
 
-    def forward(self, embeddings: Tensor, dense: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, dense: Tensor, viewers: Viewers | None = None) -> Tensor:  # noqa: ARG002
         """Residual logits, shape ``[N, T]``."""
         own = embeddings.view(len(embeddings), embeddings.shape[1], self._n_tasks, -1)  # [N, C, T, d]
         own = own.permute(2, 0, 1, 3).flatten(2)  # [T, N, C·d]
