@@ -97,8 +97,7 @@ class ExampleStore:
         if n_slots <= have:
             return
         n_slots = max(n_slots, have + have // 2)
-        for name, column in self._columns.items():
-            grown = np.zeros((n_slots, *column.shape[1:]), column.dtype)
-            grown[:have] = column
-            self._columns[name] = grown
+        for column in self._columns.values():
+            # In place: the system moves pages, not bytes. Nobody else holds these arrays.
+            column.resize((n_slots, *column.shape[1:]), refcheck=False)
         self._changed = np.ones(n_slots, np.bool_)
