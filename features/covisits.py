@@ -64,8 +64,8 @@ def count(table: Covisits, key: Integer, now_ms: Integer) -> np.float32:
 
 
 @compiled
-def add(table: Covisits, key: Integer, now_ms: Integer) -> None:
-    """Count once more; a new key takes the way that is empty or counts least."""
+def add(table: Covisits, key: Integer, now_ms: Integer, times: Integer = 1) -> None:
+    """Count so many times more; a new key takes the way that is empty or counts least."""
     now_s = now_ms // 1000
     bucket = np.int64(mix(key) & np.uint64(table.cells.shape[0] - 1))
     chosen = 0
@@ -87,7 +87,7 @@ def add(table: Covisits, key: Integer, now_ms: Integer) -> None:
     else:
         # An event older than the newest one counts in full, and turns no clock back.
         now_s = max(now_s, table.cells[bucket, chosen, _STATE] & _SECONDS_MASK)
-    bits = np.int64(np.float32(found + np.float32(1.0)).view(np.int32))
+    bits = np.int64(np.float32(found + np.float32(times)).view(np.int32))
     table.cells[bucket, chosen, _STATE] = (bits << 32) | (now_s & _SECONDS_MASK)
 
 

@@ -180,13 +180,16 @@ def _walk(profiles: Profiles, u_row: Integer, item: Integer, now_ms: Integer) ->
         if trail[m] == item or trail[m] == 0:
             place = m
             break
+    n_others = 0
     for m in range(len(trail)):
         if trail[m] == 0:
             break
         if trail[m] != item:
             count_together(profiles.covisits, unordered(trail[m], item), now_ms)
             count_together(profiles.covisits, trail[m], now_ms)
-            count_together(profiles.covisits, item, now_ms)
+            n_others += 1
+    if n_others > 0:
+        count_together(profiles.covisits, item, now_ms, n_others)
     for m in range(place, 0, -1):
         trail[m] = trail[m - 1]
     trail[0] = item
