@@ -29,7 +29,7 @@ from contracts.settings import Settings
 from learner.metrics import LearnerMetrics
 from streamer.process import ProcessFeed, start_feed
 
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS = 0.25
 _LIMIT_SECONDS = 900.0
 
 

@@ -24,8 +24,9 @@ class Layout:
     :param dense: names of the dense columns.
     :param event_types: event types in the order of ``history``'s second axis.
     :param history_length: items kept per user and event type.
-    :param item_fields: fields of the item, from ``item_id`` on. The others, the histories and the first
-        ``viewer_dense`` dense columns are the viewer's: the same for all items beside each other in one exposure.
+    :param item_fields: fields of the item, from ``item_id`` on.
+    :param user_fields: fields of the user behind them. With ``user_id``, the histories and the first ``user_dense``
+        dense columns they are the same for all items that a user is shown, or compared by, at once.
     """
 
     tasks: tuple[str, ...]
@@ -35,7 +36,8 @@ class Layout:
     event_types: tuple[str, ...]
     history_length: int
     item_fields: int = 1
-    viewer_dense: int = 0
+    user_fields: int = 0
+    user_dense: int = 0
 
     @property
     def n_ids(self) -> int:

@@ -251,8 +251,9 @@ class NegativeSettings(_Section):
 
     implicit: int = Field(default=8, ge=1, le=64)
     """Per positive, in implicit mode."""
-    exposure: int = Field(default=1, ge=0, le=64)
-    """Per exposure, in exposure mode, for a task whose event is the exposure itself."""
+    exposure: float = Field(default=1.0, ge=0, le=64)
+    """Per exposure, in exposure mode, for a task whose event is the exposure itself; 0.5: for every other one, as the
+    event's id decides."""
     uniform_share: float = Field(default=1.0, gt=0, le=1)
     """Share drawn uniformly from the known items; the rest follows recent traffic."""
 
@@ -346,7 +347,7 @@ class SnapshotSettings(_Section):
 
     directory: str = "snapshots"
     every_ms: DurationMs = Field(default=MINUTE, alias="every")
-    every_events: int = Field(default=200_000, ge=1)
+    every_events: int = Field(default=5_000_000, ge=1)
     delta_seconds: float = Field(default=0.0, ge=0, le=86_400)
     """Between two snapshots, what scoring needs of the weights that changed, so often on the wall clock; 0: never.
 

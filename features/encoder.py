@@ -4,8 +4,9 @@ Order, event by event in stream order (DESIGN §2):
 
 1. What the event itself says of its user and item is learned (a request carries the same attributes).
 2. The exposure is encoded from what is known by now, and so are the items sampled against it.
-3. The event is remembered: history, recent traffic, counters; all events of one user, item and millisecond after the
-   last of them is encoded, since none of them tells of another before it happens.
+3. The event is remembered: history, recent traffic, counters. Exposures of one request, and what a user did with an
+   item in one millisecond, are remembered after the last of them is encoded: none tells of another before it happens,
+   and a request for scores knows none of its own.
 """
 
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class EventColumns(NamedTuple):
 
     ``emit``: 0 only remembered, 1 encoded; only if its item was seen before, unless ``keep`` says that it is needed
     anyway (DESIGN §7). ``negatives``: items to sample against it. ``rank``: 1 to rank its item among others.
+    ``list_id``: the request that it was shown in; 0: none.
     """
 
     kind: Int64s
@@ -49,6 +51,7 @@ class EventColumns(NamedTuple):
     keep: Int64s
     negatives: Int64s
     rank: Int64s
+    list_id: Int64s
     item_attributes: Int64s
     item_numbers: Float32s
     user_attributes: Int64s
@@ -191,11 +194,14 @@ def _learn_numbers(profiles: Profiles, item: Float32s, user: Float32s, context: 
 
 @compiled
 def _same_instant(events: EventColumns, left: Integer, right: Integer) -> bool:
-    """What a user did with an item in one millisecond: a film watched and liked is one row of a log."""
+    """One request, or what a user did with an item in one millisecond: a film watched and liked is one row of a log."""
     return bool(
         events.time_ms[left] == events.time_ms[right]
         and events.user[left] == events.user[right]
-        and events.item[left] == events.item[right]
+        and (
+            events.item[left] == events.item[right]
+            or (events.list_id[left] != 0 and events.list_id[left] == events.list_id[right])
+        )
     )
 
 
@@ -217,22 +223,25 @@ def _encode_events(
     """The loop over the events; returns the number of rows and of ranking groups."""
     n_rows = 0
     n_groups = 0
-    instant = 0
+    instant = 0  # its first event
+    of_viewer = -1  # its first row
     n_item = events.item_attributes.shape[1]
     candidates = ties.shape[1]
     for e in range(len(events.kind)):
         user, item, now_ms = events.user[e], events.item[e], events.time_ms[e]
-        if e > 0 and _same_instant(events, e - 1, e):
+        goes_on = e > 0 and _same_instant(events, e - 1, e)
+        if goes_on and item == events.item[e - 1]:
             new_item[e] = new_item[e - 1]
         else:
-            instant = e
             new_item[e] = find(profiles.items.keys, profiles.items.rows, item) < 0
         u_row = user_row(profiles, user, now_ms)
         i_row = item_row(profiles, item, now_ms)
         learn_attributes(profiles.users, u_row, events.user_attributes[e], events.user_numbers[e])
         learn_attributes(profiles.items, i_row, events.item_attributes[e], events.item_numbers[e])
         viewer = Viewer(user, u_row, totals)
-        total(profiles, viewer, now_ms)
+        if not goes_on:
+            instant, of_viewer = e, -1
+            total(profiles, viewer, now_ms)
 
         # A positive whose item is new would teach that rare means relevant: sampled items are never new.
         comparable = not new_item[e]
@@ -248,6 +257,7 @@ def _encode_events(
                 events.context_numbers[e],
                 n_item,
                 ranking,
+                -1,
                 first,
             )
             encode_item(
@@ -285,8 +295,10 @@ def _encode_events(
                 events.context_numbers[e],
                 n_item,
                 out,
+                of_viewer,
                 first,
             )
+            of_viewer = first if of_viewer < 0 else of_viewer
             encode_item(
                 profiles,
                 viewer,
@@ -317,7 +329,8 @@ def _encode_events(
             continue
         for k in range(instant, e + 1):
             _learn_numbers(profiles, events.item_numbers[k], events.user_numbers[k], events.context_numbers[k])
-            remember(profiles, user, u_row, item, i_row, events.kind[k], now_ms, interests)
+            i_row = item_row(profiles, events.item[k], now_ms)
+            remember(profiles, user, u_row, events.item[k], i_row, events.kind[k], now_ms, interests)
     return n_rows, n_groups
 
 
@@ -353,6 +366,7 @@ def _encode_candidates(
         context_numbers,
         item_attributes.shape[1],
         out,
+        -1,
         0,
     )
     for n in range(len(items)):

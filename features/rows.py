@@ -63,9 +63,13 @@ def encode_user(
     context_numbers: Float32s,
     n_item: Integer,
     out: RowSpace,
+    of: Integer,
     to: Integer,
 ) -> Integer:
-    """The part of a row that does not depend on the item; returns how many dense columns it took."""
+    """The part of a row that does not depend on the item; returns how many dense columns it took.
+
+    :param of: a row of the same viewer at the same time, whose history and counters are copied; -1: there is none.
+    """
     u_row = viewer.row
     out.ids[to, 0] = viewer.id
     first = 2 + n_item
@@ -77,10 +81,17 @@ def encode_user(
         out.ids[to, first + k] = _pick(context_attributes[k], 0, profiles.missing[first + k])
     for y in range(out.history.shape[1]):
         for h in range(out.history.shape[2]):
-            out.history[to, y, h] = profiles.history[u_row, y, h] if u_row >= 0 else 0
+            if of >= 0:
+                out.history[to, y, h] = out.history[of, y, h]
+            else:
+                out.history[to, y, h] = profiles.history[u_row, y, h] if u_row >= 0 else 0
     width: int = profiles.values.counts.shape[2] * profiles.values.counts.shape[3] + 1
     dense = out.dense[to]
-    read(profiles.values, viewer.id, now_ms, profiles.half_lives_ms, dense[:width])
+    if of >= 0:
+        for k in range(width):
+            dense[k] = out.dense[of, k]
+    else:
+        read(profiles.values, viewer.id, now_ms, profiles.half_lives_ms, dense[:width])
     at = width
     moment = profiles.items.numbers.shape[1]
     for k in range(len(numbers)):

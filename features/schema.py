@@ -105,9 +105,10 @@ class FeatureSchema:
         counters = [f"{kind}:{half_life_ms // 1000}s" for kind in types for half_life_ms in half_lives_ms] + ["recency"]
         valued = [field.name for field in item.categorical[:interests]]
         number = ["value", "missing"]
-        viewer = [("user", counters), *((field.name, number) for field in (*user.numeric, *context.numeric))]
+        of_user = [("user", counters), *((field.name, number) for field in user.numeric)]
         groups = [
-            *viewer,
+            *of_user,
+            *((field.name, number) for field in context.numeric),
             ("user x item", counters),
             *((f"user x {name}", counters) for name in valued),
             ("item", counters),
@@ -133,7 +134,8 @@ class FeatureSchema:
                 event_types=types,
                 history_length=settings.features.history_length,
                 item_fields=1 + len(item.categorical) + len(item.several),
-                viewer_dense=sum(len(columns) for _, columns in viewer),
+                user_fields=len(user.categorical) + len(user.several),
+                user_dense=sum(len(columns) for _, columns in of_user),
             ),
         )
 

@@ -1,8 +1,8 @@
-"""Rows of one viewer: an exposure and the items sampled against it, or the candidates of a request.
+"""Rows of one viewer: what a request showed and the items sampled against that, or the candidates of a request.
 
-They lie beside each other and differ in the item's columns alone, so the viewer's part of the first layer is computed
-once for all of them (:mod:`learner.models._first_layer`). Found by comparing each row with the one before it: whoever
-encodes rows need not know.
+They lie beside each other and differ in the columns of item and context, so the viewer's part of the first layer is
+computed once for all of them (:mod:`learner.models._first_layer`). Found by comparing each row with the one before it:
+whoever encodes rows need not know.
 """
 
 from typing import NamedTuple, Self
@@ -31,13 +31,14 @@ class Viewers(NamedTuple):
     def among(cls, rows: Rows, layout: Layout) -> Self | None:
         """Those of neighbouring rows; None where too few rows share one."""
         first, of = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
-        item_end = sum(layout.slots[: 1 + layout.item_fields])
-        n_viewers = _number(rows.ids, rows.history, rows.dense, item_end, layout.viewer_dense, first, of)
+        start = 1 + layout.item_fields
+        begin, end = sum(layout.slots[:start]), sum(layout.slots[: start + layout.user_fields])
+        n_viewers = _number(rows.ids, rows.history, rows.dense, begin, end, layout.user_dense, first, of)
         return None if n_viewers > _WORTH_IT * len(rows) else cls(first[:n_viewers], of)
 
 
 class Sides(NamedTuple):
-    """Columns of the first layer's input, embeddings and then dense ones: whom they tell of. No slice is of both kinds."""
+    """Columns of the first layer's input, embeddings and then dense ones, none of both kinds: whom they tell of."""
 
     viewer: tuple[slice, ...]
     item: tuple[slice, ...]
@@ -49,21 +50,33 @@ class Sides(NamedTuple):
         :param width: floats of an embedding.
         :param attention: histories are pooled by the item, so they are of its side.
         """
-        item = slice(width, (1 + layout.item_fields) * width)
-        history = slice(len(layout.fields) * width, (len(layout.fields) + len(layout.event_types)) * width)
-        behind = slice(item.stop, history.start if attention else history.stop)
-        viewer_dense = slice(history.stop, history.stop + layout.viewer_dense)
-        item_dense = slice(viewer_dense.stop, history.stop + len(layout.dense))
-        pooled = (history,) if attention else ()
-        return cls((slice(0, width), behind, viewer_dense), (item, *pooled, item_dense))
+        n_item, n_fields = 1 + layout.item_fields, len(layout.fields)
+        n_user = n_item + layout.user_fields
+        user, item, of_user, context, history = (
+            slice(start * width, stop * width)
+            for start, stop in (
+                (0, 1),
+                (1, n_item),
+                (n_item, n_user),
+                (n_user, n_fields),
+                (n_fields, n_fields + len(layout.event_types)),
+            )
+        )
+        user_dense = slice(history.stop, history.stop + layout.user_dense)
+        dense = slice(user_dense.stop, history.stop + len(layout.dense))
+        if attention:
+            return cls((user, of_user, user_dense), (item, context, history, dense))
+        return cls((user, of_user, history, user_dense), (item, context, dense))
 
 
 @compiled
-def _alike(ids: Int64s, history: Int64s, dense: Float32s, item_end: Integer, n_dense: Integer, n: Integer) -> bool:
+def _alike(
+    ids: Int64s, history: Int64s, dense: Float32s, begin: Integer, end: Integer, n_dense: Integer, n: Integer
+) -> bool:
     """Whether row n has the viewer of the row before it."""
     if ids[n, 0] != ids[n - 1, 0]:
         return False
-    for c in range(item_end, ids.shape[1]):
+    for c in range(begin, end):
         if ids[n, c] != ids[n - 1, c]:
             return False
     for d in range(n_dense):
@@ -78,11 +91,18 @@ def _alike(ids: Int64s, history: Int64s, dense: Float32s, item_end: Integer, n_d
 
 @compiled_loop
 def _number(
-    ids: Int64s, history: Int64s, dense: Float32s, item_end: Integer, n_dense: Integer, first: Int64s, of: Int64s
+    ids: Int64s,
+    history: Int64s,
+    dense: Float32s,
+    begin: Integer,
+    end: Integer,
+    n_dense: Integer,
+    first: Int64s,
+    of: Int64s,
 ) -> int:
     n_viewers = 0
     for n in range(len(ids)):
-        if n == 0 or not _alike(ids, history, dense, item_end, n_dense, n):
+        if n == 0 or not _alike(ids, history, dense, begin, end, n_dense, n):
             first[n_viewers] = n
             n_viewers += 1
         of[n] = n_viewers - 1

@@ -18,7 +18,7 @@ many full batches, it is split all the same."""
 _NOTHING = (0, 0, -1, 0, 0, 0, -1)
 
 N_INTEGERS = 11
-KIND, USER, ITEM, TIME_MS, EMIT, KEEP, NEGATIVES, RANK, SLOT, TASK, LIST_ID = range(N_INTEGERS)
+KIND, USER, ITEM, TIME_MS, EMIT, KEEP, NEGATIVES, RANK, LIST_ID, SLOT, TASK = range(N_INTEGERS)
 """Rows of ``Piece.integers``; ``TASK``: the task that the event is a positive of at once. No slot, no task: -1."""
 
 N_EVENTS, N_ROWS, FIRST_EVENT_MS, LAST_REQUEST, LAST_USER, LAST_ITEM, LAST_MS = range(7)
@@ -112,14 +112,14 @@ class EventBuffer:
         self._pieces = [Piece(arrays["integers"], attributes, numbers, arrays.get("truth"))]
         self.counts[:] = arrays["counts"]
 
-    def take(self) -> tuple[EventColumns, Int64s, Int64s, Int64s, Float32s | None]:
-        """The columns, then per event slot, task and list id, then the truths (or None); the buffer is empty again."""
+    def take(self) -> tuple[EventColumns, Int64s, Int64s, Float32s | None]:
+        """The columns, then per event slot and task, then the truths (or None); the buffer is empty again."""
         piece = self._joined()
-        *columns, slot, task, list_id = piece.integers
+        *columns, slot, task = piece.integers
         about = [column for pair in zip(piece.attributes, piece.numbers, strict=True) for column in pair]
         self._pieces = []
         self.counts[:] = _NOTHING
-        return EventColumns(*columns, *about), slot, task, list_id, piece.truth
+        return EventColumns(*columns, *about), slot, task, piece.truth
 
     def _joined(self) -> Piece:
         pieces = self._pieces

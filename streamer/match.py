@@ -11,7 +11,7 @@ import numpy as np
 from contracts.batch import Bools, Float32s, Int64s
 from contracts.events import Event
 from contracts.settings import Settings
-from features.compiled import compiled_loop
+from features.compiled import compiled, compiled_loop
 from features.hashing import FieldHasher, hash_ids
 from features.idmap import Integer, mix
 from features.schema import ITEM_FIELD, USER_FIELD, FeatureSchema
@@ -34,8 +34,9 @@ from streamer.deduplicate import Seen, seen
 from streamer.join import LATE, ORPHAN, Join, advance, expose, label, n_matured, set_label
 
 _REQUESTS_REMEMBERED = 10_000
-_RANK_BITS = 24
-_RANK_SALT = 0x52414E4B
+_DRAW_BITS = 24
+_DRAWS = 1 << _DRAW_BITS
+_RANK_SALT, _SAMPLE_SALT = 0x52414E4B, 0x53414D50
 
 
 class Columns(NamedTuple):
@@ -61,10 +62,10 @@ class Rules(NamedTuple):
     """An exposure waits for labels."""
     synthesize: bool
     """An orphan becomes an exposure."""
-    negatives: int
-    """Items to sample against a positive."""
+    negatives: float
+    """Items to sample against a positive; a fraction is the share of positives with one more."""
     task: Int64s  # [Y]; -1: none
-    rank_below: Int64s  # [Y], events are ranked whose 24 bits are below this
+    rank_below: Int64s  # [Y], events are ranked whose draw is below this
 
 
 class Tally(NamedTuple):
@@ -127,10 +128,7 @@ def rules_of(settings: Settings, *, waits: bool) -> Rules:
     """
     kinds = settings.event_types
     task_of = {task.event_type: index for index, task in enumerate(settings.tasks)}
-    below = {
-        task.event_type: int(settings.evaluation.ranking.get(task.name, 0.0) * (1 << _RANK_BITS))
-        for task in settings.tasks
-    }
+    below = {task.event_type: int(settings.evaluation.ranking.get(task.name, 0.0) * _DRAWS) for task in settings.tasks}
     task = np.array([task_of.get(kind, -1) for kind in kinds], np.int64)
     is_exposure_mode = settings.mode == "exposure"
     exposure = kinds.index(settings.events.exposure) if is_exposure_mode else -1
@@ -142,10 +140,16 @@ def rules_of(settings: Settings, *, waits: bool) -> Rules:
         exposure=exposure,
         waits=waits,
         synthesize=settings.events.orphans == "synthesize",
-        negatives=negatives,
+        negatives=float(negatives),
         task=task,
         rank_below=np.array([below.get(kind, 0) for kind in kinds], np.int64),
     )
+
+
+@compiled
+def _drawn(event: Integer, salt: Integer) -> Integer:
+    """A number from 0 to :data:`_DRAWS` that the event's id decides."""
+    return np.int64(mix(event ^ salt) >> np.uint64(64 - _DRAW_BITS))
 
 
 @compiled_loop
@@ -202,8 +206,7 @@ def take(
                 tally.late[task] += 1
             task = np.int64(-1)
         is_positive = emit and task >= 0
-        negatives = rules.negatives if is_positive else 0
-        drawn = np.int64(mix(events.event[e] ^ _RANK_SALT) >> np.uint64(64 - _RANK_BITS))
+        negatives = np.int64(rules.negatives + _drawn(events.event[e], _SAMPLE_SALT) / _DRAWS) if is_positive else 0
         taken[KIND, n_kept], taken[USER, n_kept], taken[ITEM, n_kept], taken[TIME_MS, n_kept] = (
             kind,
             user,
@@ -211,7 +214,7 @@ def take(
             time_ms,
         )
         taken[EMIT, n_kept], taken[KEEP, n_kept], taken[NEGATIVES, n_kept] = emit, keep, negatives
-        taken[RANK, n_kept] = is_positive and drawn < rules.rank_below[kind]
+        taken[RANK, n_kept] = is_positive and _drawn(events.event[e], _RANK_SALT) < rules.rank_below[kind]
         taken[SLOT, n_kept], taken[TASK, n_kept], taken[LIST_ID, n_kept] = slot, task, list_id
         kept[n_kept] = e
         n_kept += 1

@@ -239,7 +239,7 @@ class Ingest:
 
     def _close_batch(self) -> Batch:
         n_events, first_event_ms = self._buffer.n_events, self._buffer.first_event_ms
-        columns, slot, task, list_id, truth = self._buffer.take()
+        columns, slot, task, truth = self._buffer.take()
         encoded = self._encoder.encode(columns)
         event, shown = encoded.event, ~encoded.sampled
         n_tasks = len(self._settings.tasks)
@@ -256,7 +256,7 @@ class Ingest:
             slot=row_slot,
             sampled=encoded.sampled,
             time_ms=columns.time_ms[event],
-            list_id=np.where(shown, list_id[event], 0),
+            list_id=np.where(shown, columns.list_id[event], 0),
             labels=labels,
             known=known,
             learn=known | ((row_slot >= 0)[:, None] & self._learned_at_once),

@@ -45,6 +45,7 @@ class Happened:
     keep: bool = False
     negatives: int = 0
     rank: bool = False
+    list_id: int = 0
     about_item: dict[str, Any] = field(default_factory=dict)
     about_user: dict[str, Any] = field(default_factory=dict)
     context: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +82,7 @@ def _encode(encoder: Encoder, events: list[Happened]) -> Encoded:
     context_attributes, context_numbers = _told(schema.context, [event.context for event in events])
     integers = {
         name: np.array([getattr(event, name) for event in events], np.int64)
-        for name in ("kind", "user", "item", "time_ms", "emit", "keep", "negatives", "rank")
+        for name in ("kind", "user", "item", "time_ms", "emit", "keep", "negatives", "rank", "list_id")
     }
     return encoder.encode(
         EventColumns(
@@ -542,3 +543,23 @@ def test_an_encoder_over_loaded_profiles_goes_on_like_the_first_one(n_kept: int)
     load_profiles(second.profiles, {name: array.copy() for name, array in save_profiles(first.profiles).items()})
     _assert_same_rows(_encode(second, events[250:]).rows, _encode(first, events[250:]).rows)
     _assert_same_state(second, first)
+
+
+def test_what_one_request_showed_is_encoded_as_the_request_was_scored_before_any_of_it() -> None:
+    """A worker scores all candidates of a request before the first of them is shown."""
+    encoder = _encoder()
+    for k, item in enumerate((11, 12, 13, 11, 14)):
+        _encode(encoder, [Happened(item=item, time_ms=1000 * k, about_item={"category": f"c{item}"})])
+    shown = [
+        Happened(item=item, time_ms=9000, list_id=7, negatives=2, context={"hour": hour})
+        for hour, item in enumerate((12, 11, 14))
+    ]
+    scored = [_score(encoder, event, [event.item])[0] for event in shown]
+    encoded = _encode(encoder, shown)
+    own = np.flatnonzero(~encoded.sampled)
+    for row, expected in zip(own, scored, strict=True):
+        for name in ("ids", "history", "dense"):
+            np.testing.assert_array_equal(getattr(encoded.rows, name)[row], getattr(expected, name)[0])
+    assert len(np.unique(encoded.rows.history, axis=0)) == 1
+    later = _encode(encoder, [Happened(item=13, time_ms=9000)])
+    assert later.rows.history[0, 0].tolist() == [14, 11, 12]

@@ -474,6 +474,18 @@ def test_a_new_item_is_counted_apart_but_waits_for_its_outcomes() -> None:
     assert labels[_key(events[1])] == {CLICK: True, PURCHASE: False}
 
 
+def test_a_fraction_of_a_negative_goes_to_that_share_of_exposures_by_their_ids() -> None:
+    batches = _run(_settings(negatives={"exposure": 1.5}), _records(_shop(400, 11))).batches()
+    sampled = np.concatenate([batch.sampled for batch in batches])
+    first = np.flatnonzero(~sampled)
+    per_exposure = np.diff(np.append(first, len(sampled))) - 1
+    per_exposure = per_exposure[per_exposure > 0]  # the others show items never seen before
+    assert set(per_exposure.tolist()) == {1, 2}
+    assert per_exposure.mean() == pytest.approx(1.5, abs=0.1)
+    again = _run(_settings(negatives={"exposure": 1.5}), _records(_shop(400, 11))).batches()
+    assert all(np.array_equal(one.sampled, other.sampled) for one, other in zip(batches, again, strict=True))
+
+
 def test_without_negatives_the_exposure_has_no_task_of_its_own() -> None:
     batches = _run(_settings(negatives={"exposure": 0}), _records(_shop(10, 11))).batches()
     assert not any(batch.known.any() or batch.sampled.any() or batch.new_item_events.any() for batch in batches)
