@@ -168,9 +168,7 @@ class Ingest:
         """A delta's cut at this point: the profiles that changed since the last cut."""
         self._cut()
         groups = {"profiles": save_profiles(self.profiles, changes=True)}
-        return Barrier(
-            dict(self._offsets), groups, {}, self.event_time_ms, self.n_events, self._release, is_delta=True
-        )
+        return Barrier(dict(self._offsets), groups, {}, self.event_time_ms, self.n_events, self._release, is_delta=True)
 
     def restore(self, groups: Mapping[str, dict[str, NDArray[Any]]], state: dict[str, Any]) -> None:
         """Take up the state of a barrier. The source must be made to stand at the barrier's offsets."""
@@ -308,12 +306,15 @@ class Ingest:
         No delta while the arrays of the last cut are in use: the ingest would wait for them.
         """
         snapshot = self._settings.snapshot
-        n_new = self.n_events - self._barrier_events
+        n_new, delta_ms = self.n_events - self._barrier_events, snapshot.delta_seconds * 1000
         if n_new >= snapshot.every_events or self._is_time(n_new, self._barrier_clock_ms, snapshot.every_ms):
             yield self.barrier()
-        elif snapshot.delta_seconds and not self._held:
-            if self._is_time(self.n_events - self._cut_events, self._cut_clock_ms, snapshot.delta_seconds * 1000):
-                yield self.delta()
+        elif (
+            delta_ms
+            and not self._held
+            and self._is_time(self.n_events - self._cut_events, self._cut_clock_ms, delta_ms)
+        ):
+            yield self.delta()
 
     def _is_time(self, n_new: int, last_ms: int, every_ms: float) -> bool:
         elapsed_ms = self._clock_ms() - last_ms
