@@ -28,7 +28,7 @@ class Counters(NamedTuple):
     heads: NDArray[np.int64]  # [B, 4, 2]: key and time of the last event; a bucket's fill one cache line
     counts: NDArray[np.float32]  # [B, 4, Y, L]
     evicted: NDArray[np.int64]  # [1]
-    touched: NDArray[np.bool_]  # [B, 4], entries that changed since the last cut
+    touched: NDArray[np.uint8]  # [B], a bit per entry that changed since the last cut
 
 
 def new_counters(entries: int, n_types: int, n_half_lives: int) -> Counters:
@@ -40,7 +40,7 @@ def new_counters(entries: int, n_types: int, n_half_lives: int) -> Counters:
         heads[start : start + buckets * WAYS * 2].reshape(buckets, WAYS, 2),
         np.zeros((buckets, WAYS, n_types, n_half_lives), np.float32),
         np.zeros(1, np.int64),
-        np.zeros((buckets, WAYS), np.bool_),
+        np.zeros(buckets, np.uint8),
     )
 
 
@@ -105,7 +105,7 @@ def add(table: Counters, key: Integer, now_ms: Integer, kind: Integer, half_live
         for y in range(table.counts.shape[2]):
             for h in range(table.counts.shape[3]):
                 table.counts[bucket, way, y, h] = 0.0
-    table.touched[bucket, way] = True
+    table.touched[bucket] |= np.uint8(1 << way)
     # An event older than the newest one counts in full: within the bounds of reordering the error is small.
     elapsed_ms = max(now_ms - table.heads[bucket, way, _LAST_MS], 0)
     if elapsed_ms > 0:
@@ -118,11 +118,16 @@ def add(table: Counters, key: Integer, now_ms: Integer, kind: Integer, half_live
         table.counts[bucket, way, kind, h] += 1.0
 
 
+def touched_entries(touched: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Shape ``[B, 4]``: 1 where an entry changed."""
+    return np.unpackbits(touched[:, None], axis=1, count=WAYS, bitorder="little")
+
+
 def save_counters(table: Counters, *, changes: bool = False) -> dict[str, NDArray[Any]]:
     """The entries in use, or those that changed since the last call, as named arrays, all copies."""
     heads = table.heads.reshape(-1, 2)
-    entry = np.flatnonzero(table.touched if changes else heads[:, _KEY])
-    table.touched[...] = False
+    entry = np.flatnonzero(touched_entries(table.touched) if changes else heads[:, _KEY])
+    table.touched[:] = 0
     return {
         "entry": entry,
         "heads": heads[entry],

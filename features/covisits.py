@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.compiled import compiled
-from features.counters import pair_key
+from features.counters import pair_key, touched_entries
 from features.fastmath import exp2
 from features.idmap import Integer, mix
 
@@ -30,7 +30,7 @@ class Covisits(NamedTuple):
     cells: Int64s  # [B, 4, 2]
     evicted: Int64s  # [1]
     half_life_s: float
-    touched: NDArray[np.bool_]  # [B, 4], entries that changed since the last cut
+    touched: NDArray[np.uint8]  # [B], a bit per entry that changed since the last cut
 
 
 def new_covisits(entries: int, half_life_ms: int) -> Covisits:
@@ -42,7 +42,7 @@ def new_covisits(entries: int, half_life_ms: int) -> Covisits:
         cells[start : start + buckets * WAYS * 2].reshape(buckets, WAYS, 2),
         np.zeros(1, np.int64),
         half_life_ms / 1000,
-        np.zeros((buckets, WAYS), np.bool_),
+        np.zeros(buckets, np.uint8),
     )
 
 
@@ -84,7 +84,7 @@ def add(table: Covisits, key: Integer, now_ms: Integer) -> None:
             break
         if counted < least:
             chosen, least = way, counted
-    table.touched[bucket, chosen] = True
+    table.touched[bucket] |= np.uint8(1 << chosen)
     if table.cells[bucket, chosen, _KEY] != key:
         if table.cells[bucket, chosen, _KEY] != 0:
             table.evicted[0] += 1
@@ -100,8 +100,8 @@ def add(table: Covisits, key: Integer, now_ms: Integer) -> None:
 def save_covisits(table: Covisits, *, changes: bool = False) -> dict[str, NDArray[Any]]:
     """The entries in use, or those that changed since the last call, as named arrays, all copies."""
     cells = table.cells.reshape(-1, 2)
-    entry = np.flatnonzero(table.touched if changes else cells[:, _KEY])
-    table.touched[...] = False
+    entry = np.flatnonzero(touched_entries(table.touched) if changes else cells[:, _KEY])
+    table.touched[:] = 0
     return {"entry": entry, "cells": cells[entry], "evicted": table.evicted.copy()}
 
 
