@@ -124,13 +124,16 @@ class Batch:
     first_event_ms: int
 
 
-def _nothing() -> None:
+def nothing_to_release() -> None:
     """What there is to release where nobody waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
     """The cut that travels with the data (DESIGN §4): everything before it is in the batches before it.
+
+    A delta's cut has in its groups only what scoring needs of that which changed since the cut before it, of either
+    kind, and no state.
 
     :param offsets: the next offset of every partition at the cut.
     :param groups: the ingest side's arrays, by group and name, which nobody changes until ``release`` is called.
@@ -146,4 +149,5 @@ class Barrier:
     state: dict[str, Any]
     event_time_ms: int
     n_events: int
-    release: Callable[[], None] = _nothing
+    release: Callable[[], None] = nothing_to_release
+    is_delta: bool = False

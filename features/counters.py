@@ -5,7 +5,8 @@ the way that was used least recently, as a processor's cache does: what is forgo
 is counted. Each entry holds one count per event type and half-life, decayed lazily: c(t) = c(t₀)·2^(−(t−t₀)/h).
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -27,6 +28,7 @@ class Counters(NamedTuple):
     heads: NDArray[np.int64]  # [B, 4, 2]: key and time of the last event; a bucket's fill one cache line
     counts: NDArray[np.float32]  # [B, 4, Y, L]
     evicted: NDArray[np.int64]  # [1]
+    touched: NDArray[np.uint8]  # [B], a bit per entry that changed since the last cut
 
 
 def new_counters(entries: int, n_types: int, n_half_lives: int) -> Counters:
@@ -38,6 +40,7 @@ def new_counters(entries: int, n_types: int, n_half_lives: int) -> Counters:
         heads[start : start + buckets * WAYS * 2].reshape(buckets, WAYS, 2),
         np.zeros((buckets, WAYS, n_types, n_half_lives), np.float32),
         np.zeros(1, np.int64),
+        np.zeros(buckets, np.uint8),
     )
 
 
@@ -102,6 +105,7 @@ def add(table: Counters, key: Integer, now_ms: Integer, kind: Integer, half_live
         for y in range(table.counts.shape[2]):
             for h in range(table.counts.shape[3]):
                 table.counts[bucket, way, y, h] = 0.0
+    table.touched[bucket] |= np.uint8(1 << way)
     # An event older than the newest one counts in full: within the bounds of reordering the error is small.
     elapsed_ms = max(now_ms - table.heads[bucket, way, _LAST_MS], 0)
     if elapsed_ms > 0:
@@ -112,3 +116,29 @@ def add(table: Counters, key: Integer, now_ms: Integer, kind: Integer, half_live
         table.heads[bucket, way, _LAST_MS] = now_ms
     for h in range(table.counts.shape[3]):
         table.counts[bucket, way, kind, h] += 1.0
+
+
+def touched_entries(touched: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Shape ``[B, 4]``: 1 where an entry changed."""
+    return np.unpackbits(touched[:, None], axis=1, count=WAYS, bitorder="little")
+
+
+def save_counters(table: Counters, *, changes: bool = False) -> dict[str, NDArray[Any]]:
+    """The entries in use, or those that changed since the last call, as named arrays, all copies."""
+    heads = table.heads.reshape(-1, 2)
+    entry = np.flatnonzero(touched_entries(table.touched) if changes else heads[:, _KEY])
+    table.touched[:] = 0
+    return {
+        "entry": entry,
+        "heads": heads[entry],
+        "counts": table.counts.reshape(-1, *table.counts.shape[2:])[entry],
+        "evicted": table.evicted.copy(),
+    }
+
+
+def load_counters(table: Counters, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Take over what :func:`save_counters` gave: into a fresh table all, into any other the changes."""
+    entry = arrays["entry"]
+    table.heads.reshape(-1, 2)[entry] = arrays["heads"]
+    table.counts.reshape(-1, *table.counts.shape[2:])[entry] = arrays["counts"]
+    table.evicted[:] = arrays["evicted"]

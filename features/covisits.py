@@ -5,13 +5,14 @@ item-based collaborative filtering (Sarwar et al., WWW 2001), is three look-ups.
 line; a new pair takes the place of the one that counts least, since most pairs are met once.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.compiled import compiled
-from features.counters import pair_key
+from features.counters import pair_key, touched_entries
 from features.fastmath import exp2
 from features.idmap import Integer, mix
 
@@ -29,6 +30,7 @@ class Covisits(NamedTuple):
     cells: Int64s  # [B, 4, 2]
     evicted: Int64s  # [1]
     half_life_s: float
+    touched: NDArray[np.uint8]  # [B], a bit per entry that changed since the last cut
 
 
 def new_covisits(entries: int, half_life_ms: int) -> Covisits:
@@ -37,7 +39,10 @@ def new_covisits(entries: int, half_life_ms: int) -> Covisits:
     cells = np.zeros(buckets * WAYS * 2 + _LINE_BYTES // 8, np.int64)
     start = -cells.ctypes.data % _LINE_BYTES // 8
     return Covisits(
-        cells[start : start + buckets * WAYS * 2].reshape(buckets, WAYS, 2), np.zeros(1, np.int64), half_life_ms / 1000
+        cells[start : start + buckets * WAYS * 2].reshape(buckets, WAYS, 2),
+        np.zeros(1, np.int64),
+        half_life_ms / 1000,
+        np.zeros(buckets, np.uint8),
     )
 
 
@@ -79,6 +84,7 @@ def add(table: Covisits, key: Integer, now_ms: Integer, times: Integer = 1) -> N
             break
         if counted < least:
             chosen, least = way, counted
+    table.touched[bucket] |= np.uint8(1 << chosen)
     if table.cells[bucket, chosen, _KEY] != key:
         if table.cells[bucket, chosen, _KEY] != 0:
             table.evicted[0] += 1
@@ -91,14 +97,15 @@ def add(table: Covisits, key: Integer, now_ms: Integer, times: Integer = 1) -> N
     table.cells[bucket, chosen, _STATE] = (bits << 32) | (now_s & _SECONDS_MASK)
 
 
-def save_covisits(table: Covisits) -> dict[str, NDArray[Any]]:
-    """The entries in use, as named arrays, all copies."""
+def save_covisits(table: Covisits, *, changes: bool = False) -> dict[str, NDArray[Any]]:
+    """The entries in use, or those that changed since the last call, as named arrays, all copies."""
     cells = table.cells.reshape(-1, 2)
-    entry = np.flatnonzero(cells[:, _KEY])
+    entry = np.flatnonzero(touched_entries(table.touched) if changes else cells[:, _KEY])
+    table.touched[:] = 0
     return {"entry": entry, "cells": cells[entry], "evicted": table.evicted.copy()}
 
 
-def load_covisits(table: Covisits, arrays: dict[str, NDArray[Any]]) -> None:
-    """Fill a fresh table with what :func:`save_covisits` gave."""
+def load_covisits(table: Covisits, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Take over what :func:`save_covisits` gave: into a fresh table all, into any other the changes."""
     table.cells.reshape(-1, 2)[arrays["entry"]] = arrays["cells"]
     table.evicted[:] = arrays["evicted"]

@@ -85,22 +85,30 @@ def admit(directory: Directory, key: Integer) -> Integer:
     return row
 
 
-def save_directory(directory: Directory) -> dict[str, NDArray[Any]]:
-    """The rows in use, as named arrays, all copies."""
-    row = np.flatnonzero(directory.ids)
+def save_directory(directory: Directory, touched: NDArray[np.bool_] | None = None) -> dict[str, NDArray[Any]]:
+    """The rows in use, as named arrays, all copies.
+
+    :param touched: shape ``[R]``: these rows instead, and those that are free.
+    """
+    free = directory.free[: directory.counts[0]].copy()
+    if touched is None:
+        row = np.flatnonzero(directory.ids)
+    else:
+        touched[free] = True
+        row = np.flatnonzero(touched)
     return {
         "row": row,
         "ids": directory.ids[row],
         "last_ms": directory.last_ms[row],
         "attributes": directory.attributes[row],
         "numbers": directory.numbers[row],
-        "free": directory.free[: directory.counts[0]].copy(),
+        "free": free,
         "counts": directory.counts.copy(),
     }
 
 
 def load_directory(directory: Directory, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Fill a fresh directory with what :func:`save_directory` gave."""
+    """Take over what :func:`save_directory` gave: into a fresh directory all, into any other the changes."""
     row = arrays["row"]
     for part in ("ids", "last_ms", "attributes", "numbers"):
         getattr(directory, part)[row] = arrays[part]

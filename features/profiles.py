@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from contracts.settings import FeatureSettings
 from features.compiled import compiled
-from features.counters import Counters, add, new_counters, pair_key
+from features.counters import Counters, add, load_counters, new_counters, pair_key, save_counters
 from features.covisits import Covisits, load_covisits, new_covisits, save_covisits, unordered
 from features.covisits import add as count_together
 from features.directory import Directory, admit, evict, is_full, load_directory, new_directory, save_directory
@@ -24,6 +24,7 @@ CLIP = 5.0
 _FIRST_NUMBERS = 20.0
 """Numbers after which the spread is known well enough to clip by it."""
 
+Bools = NDArray[np.bool_]
 Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
 Float32s = NDArray[np.float32]
@@ -46,12 +47,14 @@ class Profiles(NamedTuple):
     values: Counters
     trail: Int64s  # [users, M], the items chosen last, of any type, newest first, none twice
     covisits: Covisits
-    chosen: NDArray[np.bool_]  # [Y], types of events that a user chose, not only was shown
+    chosen: Bools  # [Y], types of events that a user chose, not only was shown
     moments: Float64s  # [numbers, 3]: count, mean, sum of squared deviations (Welford)
     random: NDArray[np.uint64]  # [2], splitmix64 states: of negatives, of ranking (looking changes nothing)
     half_lives_ms: Float64s  # [L]
     missing: Int64s  # [C], the id of "not given" per column of ids
     uniform_share: Float64s  # [1]
+    touched_users: Bools  # [users], rows that changed since the last cut
+    touched_items: Bools  # [items]
 
 
 def new_profiles(settings: FeatureSettings, schema: FeatureSchema, uniform_share: float, seed: int) -> Profiles:
@@ -77,6 +80,8 @@ def new_profiles(settings: FeatureSettings, schema: FeatureSchema, uniform_share
         half_lives_ms=np.array(schema.half_lives_ms, np.float64),
         missing=schema.missing,
         uniform_share=np.array([uniform_share], np.float64),
+        touched_users=np.zeros(settings.users, np.bool_),
+        touched_items=np.zeros(settings.items, np.bool_),
     )
 
 
@@ -97,6 +102,7 @@ def user_row(profiles: Profiles, user: Integer, now_ms: Integer) -> Integer:
         row = admit(profiles.users, user)
         profiles.history[row, :, :] = 0
         profiles.trail[row, :] = 0
+    profiles.touched_users[row] = True
     profiles.users.last_ms[row] = max(now_ms, profiles.users.last_ms[row])
     return row
 
@@ -117,6 +123,7 @@ def item_row(profiles: Profiles, item: Integer, now_ms: Integer) -> Integer:
         row = admit(profiles.items, item)
         profiles.live[profiles.traffic[0]] = row
         profiles.traffic[0] += 1
+    profiles.touched_items[row] = True
     profiles.items.last_ms[row] = max(now_ms, profiles.items.last_ms[row])
     return row
 
@@ -236,50 +243,62 @@ def remember(
             add(profiles.pairs, pair_key(user, value), now_ms, kind, profiles.half_lives_ms)
 
 
-def save_profiles(profiles: Profiles) -> dict[str, NDArray[Any]]:
-    """The profiles as named arrays, only the parts in use, all copies."""
+def save_profiles(profiles: Profiles, *, changes: bool = False) -> dict[str, NDArray[Any]]:
+    """The profiles as named arrays, only the parts in use, all copies. From here on the next changes count.
+
+    :param changes: of what is kept by row or entry, only that which changed since the last call.
+    """
     arrays: dict[str, NDArray[Any]] = {}
     for name in ("users", "items"):
         directory: Directory = getattr(profiles, name)
-        arrays |= {f"{name}.{part}": array for part, array in save_directory(directory).items()}
-    arrays["history"] = profiles.history[arrays["users.row"]]
-    arrays["trail"] = profiles.trail[arrays["users.row"]]
-    arrays |= {f"covisits.{name}": array for name, array in save_covisits(profiles.covisits).items()}
+        touched: Bools = getattr(profiles, f"touched_{name}")
+        arrays |= _under(name, save_directory(directory, touched if changes else None))
+        touched[:] = False
+    arrays |= {name: getattr(profiles, name)[arrays["users.row"]] for name in ("history", "trail")}
+    arrays |= _under("covisits", save_covisits(profiles.covisits, changes=changes))
+    for name in ("pairs", "values"):
+        arrays |= _under(name, save_counters(getattr(profiles, name), changes=changes))
     arrays["live"] = profiles.live[: profiles.traffic[0]].copy()
     arrays["recent"] = profiles.recent[: profiles.traffic[2]].copy()
-    for name in ("pairs", "values"):
-        table: Counters = getattr(profiles, name)
-        heads = table.heads.reshape(-1, 2)
-        entry = np.flatnonzero(heads[:, 0])
-        arrays |= {
-            f"{name}.entry": entry,
-            f"{name}.heads": heads[entry],
-            f"{name}.counts": table.counts.reshape(-1, *table.counts.shape[2:])[entry],
-            f"{name}.evicted": table.evicted.copy(),
-        }
     return arrays | {name: getattr(profiles, name).copy() for name in ("traffic", "moments", "random")}
 
 
 def load_profiles(profiles: Profiles, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Fill fresh profiles with what :func:`save_profiles` gave.
+    """Take over what :func:`save_profiles` gave: into fresh profiles all, or the changes into those before them.
 
     :raises ValueError: the arrays are of other shapes: they were saved under other settings.
     :raises IndexError: likewise, there are more rows than fit.
+    :raises KeyError: something is missing.
     """
     for name in ("users", "items"):
-        directory: Directory = getattr(profiles, name)
-        load_directory(directory, {key.removeprefix(f"{name}."): array for key, array in arrays.items()})
+        load_directory(getattr(profiles, name), _of(name, arrays))
     for name in ("history", "trail"):
         getattr(profiles, name)[arrays["users.row"]] = arrays[name]
-    load_covisits(profiles.covisits, {name: arrays[f"covisits.{name}"] for name in ("entry", "cells", "evicted")})
+    load_covisits(profiles.covisits, _of("covisits", arrays))
+    for name in ("pairs", "values"):
+        load_counters(getattr(profiles, name), _of(name, arrays))
     for name in ("traffic", "moments", "random"):
         getattr(profiles, name)[...] = arrays[name]
     profiles.live[: profiles.traffic[0]] = arrays["live"]
     profiles.recent[: profiles.traffic[2]] = arrays["recent"]
     profiles.recent_count[:] = np.bincount(arrays["recent"], minlength=len(profiles.recent_count))
-    for name in ("pairs", "values"):
-        table: Counters = getattr(profiles, name)
-        entry = arrays[f"{name}.entry"]
-        table.heads.reshape(-1, 2)[entry] = arrays[f"{name}.heads"]
-        table.counts.reshape(-1, *table.counts.shape[2:])[entry] = arrays[f"{name}.counts"]
-        table.evicted[:] = arrays[f"{name}.evicted"]
+
+
+def copy_profiles(profiles: Profiles) -> Profiles:
+    """Profiles of their own that hold the same."""
+    return Profiles._make(_copied(part) for part in profiles)
+
+
+def _copied(part: Any) -> Any:
+    if isinstance(part, tuple):
+        return type(part)(*(_copied(one) for one in part))
+    return part.copy() if isinstance(part, np.ndarray) else part
+
+
+def _under(name: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {f"{name}.{part}": array for part, array in arrays.items()}
+
+
+def _of(name: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}

@@ -61,19 +61,25 @@ class LearnerLoop:
         with self._writer or nullcontext() as writer:
             for piece in stream:
                 if isinstance(piece, Barrier):
-                    self._metrics.refresh(self._trainer, piece.event_time_ms)
-                    if writer is None or piece.event_time_ms < 0 or self._holds(piece.n_events):
-                        piece.release()
-                    else:
-                        writer.snapshot(piece)
+                    self._cut(piece, writer)
                 else:
                     self._step(piece)
-                    if writer is not None and not any(self._trainer.watchdog.held.values()):
-                        writer.stepped(piece)
                     progress(piece)
             failure = None if writer is None else writer.wait()
         if failure is not None:
             raise failure
+
+    def _cut(self, barrier: Barrier, writer: SnapshotWriter | None) -> None:
+        if not barrier.is_delta:
+            self._metrics.refresh(self._trainer, barrier.event_time_ms)
+        if writer is None:
+            barrier.release()
+        elif barrier.event_time_ms < 0 or self._holds(barrier.n_events):
+            writer.pass_over(barrier)
+        elif barrier.is_delta:
+            writer.delta(barrier)
+        else:
+            writer.snapshot(barrier)
 
     def _set_aside(self, batch: Batch, error: NotFiniteError) -> None:
         number = sum(self._trainer.n_skipped.values())

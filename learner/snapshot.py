@@ -134,9 +134,10 @@ class SnapshotStore:
                 return found
         raise SnapshotError(f"{self.directory}: versions vanish faster than they can be read; raise snapshot.keep.")
 
-    def deltas(self, version: int, after: int) -> Iterator[Snapshot]:
+    def deltas(self, version: int, after: int, groups: Collection[str] | None = None) -> Iterator[Snapshot]:
         """The deltas of a version behind the ``after``-th, in order, each verified; none once the version is gone.
 
+        :param groups: names of the array groups to load, all of which a delta must have; None: those it has.
         :raises SnapshotDamagedError: one is damaged, or missing before later ones; those before it were given.
         """
         try:
@@ -147,7 +148,7 @@ class SnapshotStore:
                 if number not in numbers:
                     raise SnapshotDamagedError(version, name, "missing, though later ones are there")
                 try:
-                    found = VersionFolder(self.path(version) / name, version).load(None, ())
+                    found = VersionFolder(self.path(version) / name, version).load(groups, ())
                 except SnapshotDamagedError as error:
                     raise SnapshotDamagedError(version, f"{name}/{error.file}", error.problem) from error
                 if found.manifest.delta != number:

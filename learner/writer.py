@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import msgspec
 
-from contracts.batch import Barrier, Batch
+from contracts.batch import Barrier
 from contracts.manifest import Manifest
 from contracts.records import Offsets
 from contracts.settings import Settings
@@ -32,9 +32,8 @@ class SnapshotWriter:
     2. the thread encodes, writes and publishes the copy;
     3. only what is published is told (``published``), and the barrier is released: the ingest may make the next one.
 
-    Deltas are due every ``snapshot.delta_seconds`` behind a snapshot that this run published; one whose time comes
-    while something is being written comes later. Where anything could not be written, the next one is a whole
-    snapshot: what changed before a gap is in no delta behind it.
+    A delta goes behind a snapshot that this run published, or behind the delta before. Where anything could not be
+    written or was passed over, the next one is a whole snapshot: what changed before a gap is in no delta behind it.
 
     :param published: told the offsets of every published snapshot, by the writer's thread.
     :param give_up: called where something cannot be published, and not for the disk: the stream shall end.
@@ -60,8 +59,6 @@ class SnapshotWriter:
         self._writing: Future[None] | None = None
         self._newest: Manifest | None = None  # what the next delta goes behind
         self._failure: OSError | None = None
-        self._delta_ms = round(settings.snapshot.delta_seconds * 1000)
-        self._cut_clock_ms = self._event_time_ms = 0
 
     def __enter__(self) -> Self:
         self._pool = ThreadPoolExecutor(1, "anabranch-snapshot")
@@ -87,26 +84,30 @@ class SnapshotWriter:
         self.wait()
         finish, state = self._trainer.capture()
         frozen = msgspec.Raw(encode_state(LEARNER, state))
-        self._newest, self._cut_clock_ms = None, self._clock_ms()
-        self._event_time_ms = barrier.event_time_ms
+        self._newest = None
         self._writing = self._pool.submit(self._run, self._publish, barrier, finish, frozen)
         self._metrics.snapshot_pause.observe(time.perf_counter() - started)
 
-    def stepped(self, batch: Batch) -> None:
-        """After a step: begin a delta if one is due."""
-        if not self._delta_ms:
-            return
-        self._event_time_ms = max(self._event_time_ms, int(batch.time_ms.max(initial=-1)))
-        if self._writing is None or not self._writing.done():
-            return
-        base = self._newest
-        if base is None or self._clock_ms() - self._cut_clock_ms < self._delta_ms:
-            return
+    def delta(self, barrier: Barrier) -> None:
+        """Begin a delta at its cut, where there is something that it can go behind.
+
+        :raises SnapshotError: the one before could not be published, and not for the disk.
+        """
         started = time.perf_counter()
-        self._newest, self._cut_clock_ms = None, self._clock_ms()
+        self.wait()
+        base, self._newest = self._newest, None
+        if base is None:
+            barrier.release()
+            return
         finish = self._trainer.capture_delta()
-        self._writing = self._pool.submit(self._run, self._publish_delta, base, finish, self._event_time_ms)
+        self._writing = self._pool.submit(self._run, self._publish_delta, base, barrier, finish)
         self._metrics.snapshot_pause.observe(time.perf_counter() - started)
+
+    def pass_over(self, barrier: Barrier) -> None:
+        """Write nothing at this cut."""
+        self.wait()
+        self._newest = None
+        barrier.release()
 
     def _run(self, work: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -156,17 +157,19 @@ class SnapshotWriter:
         self._published(barrier.offsets)
         return None
 
-    def _publish_delta(self, base: Manifest, finish: Callable[[], Groups], event_time_ms: int) -> None:
+    def _publish_delta(self, base: Manifest, barrier: Barrier, finish: Callable[[], Groups]) -> None:
         started = time.perf_counter()
-        groups = finish()
+        groups = {**finish(), **barrier.groups}
         try:
             self._newest = manifest = self._store.publish_delta(
-                base, groups, created_ms=self._clock_ms(), event_time_ms=event_time_ms
+                base, groups, created_ms=self._clock_ms(), event_time_ms=barrier.event_time_ms
             )
         except OSError:
             self._metrics.snapshot_failures.inc()
             log.exception("Delta failed; there are none until the next snapshot.")
             return
+        finally:
+            barrier.release()
         self._metrics.delta_seconds.observe(time.perf_counter() - started)
         self._metrics.delta_bytes.inc(manifest.total_bytes)
         self._metrics.delta_rows.inc(len(groups["table"]["row"]))

@@ -64,7 +64,7 @@ class Reloader:
             return False
         deltas: list[Snapshot] = []
         try:
-            for delta in self._store.deltas(scorer.manifest.version, scorer.manifest.delta):
+            for delta in self._store.deltas(scorer.manifest.version, scorer.manifest.delta, GROUPS):
                 deltas.append(delta)  # noqa: PERF402 - those before a damaged one count
         except SnapshotDamagedError as error:
             self._break(scorer.manifest.version, error)

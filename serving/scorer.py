@@ -16,7 +16,7 @@ from contracts.scoring import Candidate, RankedItem, RankReply, RankRequest, Sco
 from contracts.settings import Settings
 from features.encoder import Encoder
 from features.hashing import FieldHasher
-from features.profiles import load_profiles, new_profiles
+from features.profiles import copy_profiles, load_profiles, new_profiles
 from features.schema import ITEM_FIELD, USER_FIELD, AttributeReader, FeatureSchema
 from learner.models._frozen import FrozenModel
 from learner.snapshot import Snapshot
@@ -49,10 +49,12 @@ class Scorer:
     def moved_on(self, deltas: Sequence[Snapshot]) -> Self:
         """The scorer with these deltas behind its own, in order; this one stays as it is and goes on scoring.
 
-        Weights and embedding rows move on; what is known of users and items stays that of the snapshot.
+        :raises Exception: a delta is not one of this model.
         """
-        made = copy.copy(self)
+        made, profiles = copy.copy(self), copy_profiles(self._encoder.profiles)
+        made._encoder = Encoder(self._schema, profiles)
         for delta in deltas:
+            load_profiles(profiles, delta.groups["profiles"])
             made._model = made._model.moved_on(delta.groups)
             made.manifest = delta.manifest
         return made

@@ -7,12 +7,13 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 from prometheus_client import CollectorRegistry
 
-from contracts.batch import Barrier, Batch
+from contracts.batch import Barrier, Batch, nothing_to_release
 from contracts.settings import Settings
 from streamer.attended import Attended
 from streamer.feed import IngestProcessError, Inputs, OpenInputs, Standing, rejected_of, standing_of
@@ -67,6 +68,7 @@ class _Desk:
         self._ingest = Ingest(settings, source, inputs.decoder, inputs.dead_letters, metrics, stop)
         *self._batch_slots, self._barrier_slot = range(len(links.slots))
         self._free = {*self._batch_slots, self._barrier_slot}
+        self._release: Callable[[], None] = nothing_to_release
 
     def serve(self) -> NoReturn:
         """Carry out orders.
@@ -117,6 +119,8 @@ class _Desk:
             self._attend(*self._links.orders.recv())
         slot = free.pop()
         self._free.remove(slot)
+        if isinstance(piece, Barrier):
+            self._release, piece = piece.release, replace(piece, release=nothing_to_release)
         message = self._links.slots[slot].write(piece)
         self._links.orders.send(Piece(slot, message, self._standing()))
 
@@ -128,6 +132,8 @@ class _Desk:
         """Take one of the orders that may come at any time."""
         if name == "free":
             self._free.add(arguments[0])
+            if arguments[0] == self._barrier_slot:
+                self._release()
         elif name == "commit":
             self._inputs.source.commit(arguments[0])
         else:

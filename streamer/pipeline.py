@@ -86,7 +86,9 @@ class Ingest:
         self._buffer = EventBuffer(self.schema, n_tasks, settings.batch)
         self._tally = Tally(*(np.zeros(n, np.int64) for n in (1, n_tasks, n_tasks)))
         self._offsets: Offsets = {}
-        self._barrier_events = 0
+        self._barrier_events = self._cut_events = 0
+        self._cut_clock_ms = self._barrier_clock_ms
+        self._held = False  # the arrays of the last cut are still in use
         self._n_evicted = 0
         self._n_skipped: dict[Partition, int] = {}
 
@@ -118,15 +120,14 @@ class Ingest:
             records = self._source.poll(_POLL_MS)
             for closed in self._closed(records):
                 yield from self._portions(closed)
-                if self._barrier_due():
-                    yield self.barrier()
+                yield from self._due_cut()
                 stopped = self._stop()
                 if stopped:
                     break
             stopped = stopped or self._stop()
             self._tell()
-            if not records and self._barrier_due():
-                yield self.barrier()
+            if not records:
+                yield from self._due_cut()
         if not stopped and (self._buffer.n_events or self._joiner.n_matured):
             yield from self._portions(self._close_batch())
         yield self.barrier()
@@ -143,6 +144,7 @@ class Ingest:
         """
         self._dead_letters.flush(_FLUSH_SECONDS)
         self._barrier_events, self._barrier_clock_ms = self.n_events, self._clock_ms()
+        self._cut()
         join_arrays, join_state = self._joiner.save()
         seen_arrays, seen_state = self._seen.save()
         open_arrays, open_state = self._buffer.save()
@@ -160,7 +162,13 @@ class Ingest:
             "n_rejected": self.n_rejected,
             "offsets": encode_offsets(self._offsets),
         }
-        return Barrier(dict(self._offsets), groups, state, self.event_time_ms, self.n_events)
+        return Barrier(dict(self._offsets), groups, state, self.event_time_ms, self.n_events, self._release)
+
+    def delta(self) -> Barrier:
+        """A delta's cut at this point: the profiles that changed since the last cut."""
+        self._cut()
+        groups = {"profiles": save_profiles(self.profiles, changes=True)}
+        return Barrier(dict(self._offsets), groups, {}, self.event_time_ms, self.n_events, self._release, is_delta=True)
 
     def restore(self, groups: Mapping[str, dict[str, NDArray[Any]]], state: dict[str, Any]) -> None:
         """Take up the state of a barrier. The source must be made to stand at the barrier's offsets."""
@@ -169,7 +177,7 @@ class Ingest:
         self._seen.restore(groups["seen"], state["seen"])
         self._buffer.restore(groups["open_batch"], state["open_batch"])
         self.n_events, self.n_rejected = state["n_events"], state["n_rejected"]
-        self._barrier_events = state["n_events"]
+        self._barrier_events = self._cut_events = state["n_events"]
         self._offsets = decode_offsets(state["offsets"])
         self._n_evicted = self._joiner.n_evicted
 
@@ -292,13 +300,32 @@ class Ingest:
             return None
         return RankingRows(encoded.ranking, task[encoded.ranked_event], encoded.tie_breaks)
 
-    def _barrier_due(self) -> bool:
-        n_new, snapshot = self.n_events - self._barrier_events, self._settings.snapshot
-        if n_new >= snapshot.every_events:
-            return True
-        elapsed_ms = self._clock_ms() - self._barrier_clock_ms
+    def _due_cut(self) -> Iterator[Barrier]:
+        """The barrier or the delta that is due, if one is.
+
+        No delta while the arrays of the last cut are in use: the ingest would wait for them.
+        """
+        snapshot = self._settings.snapshot
+        n_new, delta_ms = self.n_events - self._barrier_events, snapshot.delta_seconds * 1000
+        if n_new >= snapshot.every_events or self._is_time(n_new, self._barrier_clock_ms, snapshot.every_ms):
+            yield self.barrier()
+        elif (
+            delta_ms
+            and not self._held
+            and self._is_time(self.n_events - self._cut_events, self._cut_clock_ms, delta_ms)
+        ):
+            yield self.delta()
+
+    def _is_time(self, n_new: int, last_ms: int, every_ms: float) -> bool:
+        elapsed_ms = self._clock_ms() - last_ms
         # A clock that was put back would otherwise have to make up for it first.
-        return n_new > 0 and (elapsed_ms >= snapshot.every_ms or elapsed_ms < 0)
+        return n_new > 0 and (elapsed_ms >= every_ms or elapsed_ms < 0)
+
+    def _cut(self) -> None:
+        self._cut_events, self._cut_clock_ms, self._held = self.n_events, self._clock_ms(), True
+
+    def _release(self) -> None:
+        self._held = False
 
     def _tell(self) -> None:
         metrics = self._metrics

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -68,13 +69,17 @@ class Prefetched:
                 if isinstance(piece, Barrier):
                     self._released.wait()
                     self._released.clear()
-                    piece = replace(piece, release=self._released.set)
+                    piece = replace(piece, release=partial(self._release, piece.release))
                 self._put(piece)
                 if self._closed.is_set():
                     return
             self._put(None)
         except BaseException as error:  # whatever it is belongs to the reader
             self._put(error)
+
+    def _release(self, release: Callable[[], None]) -> None:
+        release()
+        self._released.set()
 
     def _put(self, piece: Batch | Barrier | BaseException | None) -> None:
         while not self._closed.is_set():

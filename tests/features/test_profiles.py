@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from contracts.settings import Settings
 from features.profiles import (
     Profiles,
+    copy_profiles,
     item_row,
     learn_number,
     load_profiles,
@@ -161,6 +162,43 @@ def test_loaded_profiles_go_on_like_those_that_were_saved(n_events: int) -> None
     for name in before:
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
     assert [sample_item(loaded) for _ in range(50)] == [sample_item(profiles) for _ in range(50)]
+
+
+def _assert_same(found: Profiles, wanted: Profiles) -> None:
+    after, before = save_profiles(found), save_profiles(wanted)
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+@profile(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 120), min_size=1, max_size=5), st.integers(0, 9))
+def test_changes_one_after_the_other_give_what_a_whole_save_gives(n_events: list[int], seed: int) -> None:
+    """Also where rows and entries change hands in between: there are more users and items than rows."""
+    profiles = _profiles()
+    _see_many(profiles, 90, seed)
+    follower = _profiles(seed=8)
+    load_profiles(follower, save_profiles(profiles))
+    for number, n in enumerate(n_events):
+        _see_many(profiles, n, seed + number, first_ms=10_000 * (number + 1))
+        before = copy_profiles(follower)
+        moved = copy_profiles(follower)
+        load_profiles(moved, save_profiles(profiles, changes=True))
+        _assert_whole(moved)
+        _assert_same(follower, before)
+        follower = moved
+    _assert_same(follower, profiles)
+
+
+def test_changes_are_as_few_as_what_was_touched() -> None:
+    profiles = _profiles(Settings())
+    _see_many(profiles, 2_000, seed=0)
+    save_profiles(profiles)
+    _see(profiles, 7, 1000, 10**6)
+    changes = save_profiles(profiles, changes=True)
+    assert {name: len(changes[f"{name}.row"]) for name in ("users", "items")} == {"users": 1, "items": 1}
+    assert {name: len(changes[f"{name}.entry"]) for name in ("pairs", "values")} == {"pairs": 1, "values": 2}
+    assert not len(save_profiles(profiles, changes=True)["users.row"])
 
 
 def test_a_snapshot_of_the_profiles_is_as_small_as_what_is_known() -> None:

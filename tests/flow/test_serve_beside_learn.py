@@ -41,12 +41,16 @@ def test_the_worker_swaps_to_newer_versions_while_the_learner_goes_on(
     assert list(seen.values()) == sorted(seen.values())
 
 
-def test_with_deltas_the_weights_move_on_between_two_snapshots(embedded_broker, topic, flow, make, produce, stream_of):
+def test_between_two_snapshots_deltas_move_weights_and_profiles_on(
+    embedded_broker, topic, flow, make, produce, stream_of
+):
     events = make(3_000)
     stream = stream_of(embedded_broker, topic, events)
     flow.configure(stream, every_events=1_500)
     produce(stream, events[:1_700])
-    asked = {"user_id": events[0].user_id, "items": sorted({event.item_id for event in events})[:20]}
+    known = {event.user_id for event in events[:1_700]}
+    newcomer = next(event.user_id for event in events if event.user_id not in known)
+    asked = {"user_id": newcomer, "items": sorted({event.item_id for event in events})[:20]}
     seen = []
 
     with (
@@ -56,25 +60,24 @@ def test_with_deltas_the_weights_move_on_between_two_snapshots(embedded_broker, 
         url = serve.said(r"(http://127\.0\.0\.1:\d+)")[1]
         with httpx.Client(base_url=url, timeout=30) as client:
 
-            def reached(version, delta):
+            def reached(version, delta, fallback):
                 assert learn.process.poll() is None, learn.output
                 if client.get("/readyz").status_code != 200:
                     return False
                 reply = client.post("/v1/score", json=asked)
                 assert reply.status_code == 200, reply.text
                 model = client.get("/v1/model").json()
-                standing = model["model_version"], model["delta"]
-                if not seen or seen[-1][0] != standing:
-                    seen.append((standing, model["event_time_ms"]))
-                return standing >= (version, delta)
+                standing, found = (model["model_version"], model["delta"]), reply.json()["fallback"]
+                seen.append((standing, model["event_time_ms"], found))
+                return standing >= (version, delta) and found == fallback
 
-            serve.until(lambda: reached(1, 0))
+            serve.until(lambda: reached(1, 0, "content"))
             produce(stream, events[1_700:])  # too few for a second snapshot
-            serve.until(lambda: reached(1, 1))
+            serve.until(lambda: reached(1, 1, "personalised"))
         for process in (learn, serve):
             process.process.terminate()
             assert process.wait() == 0, process.output
-    assert [standing for standing, _ in seen] == sorted(standing for standing, _ in seen)
+    assert [standing for standing, *_ in seen] == sorted(standing for standing, *_ in seen)
     assert seen[-1][0][0] == 1
     assert seen[-1][1] > seen[0][1], "the served model's newest event"
     assert "No further delta" not in serve.output

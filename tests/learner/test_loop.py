@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -281,36 +282,41 @@ def test_a_writer_that_dies_at_any_step_leaves_a_whole_store_and_ends_the_run(
     assert found == {1, 2}
 
 
-def with_deltas(settings, layout, store, stream_of):
-    """A loop whose clock goes a second on at each look, over a stream that waits for the disk behind each piece."""
-    snapshot = settings.snapshot.model_copy(update={"delta_seconds": 1.0})
-    made = Loop(settings.model_copy(update={"snapshot": snapshot}), layout, store, itertools.count(0, 1000).__next__)
+def delta(number):
+    return barrier(number, 5000 + number, is_delta=True)
+
+
+def run_with_deltas(settings, layout, store, pieces):
+    """A loop over a stream that waits for the disk behind each piece."""
+    made = Loop(settings, layout, store)
 
     def stream():
-        for piece in stream_of:
+        for piece in pieces:
             yield piece
             made.loop._writer.wait()
 
-    return made, stream()
+    made.loop.run(stream())
+    return made
 
 
-def test_a_delta_follows_each_step_behind_a_snapshot(settings, layout, store, make_stream) -> None:
+def test_a_delta_follows_each_of_its_cuts_behind_a_snapshot(settings, layout, store, make_stream) -> None:
     batches = make_stream(settings, 9)
-    made, stream = with_deltas(settings, layout, store, [*batches[:3], barrier(100), *batches[3:8]])
-    made.loop.run(stream)
+    behind = [piece for n, batch in enumerate(batches[3:8]) for piece in (batch, delta(n))]
+    made = run_with_deltas(settings, layout, store, [*batches[:2], delta(50), batches[2], barrier(100), *behind])
     deltas = list(store.deltas(1, 0))
-    assert [delta.manifest.delta for delta in deltas] == [1, 2, 3, 4, 5]
-    assert deltas[-1].manifest.event_time_ms == max(int(batch.time_ms.max()) for batch in batches[3:8])
+    assert [found.manifest.delta for found in deltas] == [1, 2, 3, 4, 5]
+    assert [found.manifest.event_time_ms for found in deltas] == [5000, 5001, 5002, 5003, 5004]
+    assert [len(found.groups["profiles"]["rows"]) for found in deltas] == [0, 1, 2, 3, 4]
     first = store.load(1)
     table = Trainer(settings, layout).table
     table.load(first.groups["table"])
-    for delta in deltas:
-        table = table.moved_on(delta.groups["table"])
+    for found in deltas:
+        table = table.moved_on(found.groups["table"])
     rows = made.trainer.table.rows(batches[8].rows)
     np.testing.assert_array_equal(table.embed(*table.rows(batches[8].rows)), made.trainer.table.embed(*rows))
     assert made.value("anabranch_delta_seconds_count") == 5
-    assert made.value("anabranch_delta_bytes_total") == sum(delta.manifest.total_bytes for delta in deltas)
-    assert made.value("anabranch_delta_rows_total") == sum(len(delta.groups["table"]["row"]) for delta in deltas) > 0
+    assert made.value("anabranch_delta_bytes_total") == sum(found.manifest.total_bytes for found in deltas)
+    assert made.value("anabranch_delta_rows_total") == sum(len(found.groups["table"]["row"]) for found in deltas) > 0
 
 
 def test_after_a_failure_there_are_no_deltas_until_the_next_snapshot(
@@ -318,24 +324,28 @@ def test_after_a_failure_there_are_no_deltas_until_the_next_snapshot(
 ) -> None:
     batches = make_stream(settings, 12)
 
+    def followed(batches):
+        for batch in batches:
+            yield batch
+            yield delta(1)
+
     def pieces():
         yield barrier(1)
-        yield from batches[:2]
+        yield from followed(batches[:2])
         disk.full = True
-        yield batches[2]
+        yield from followed(batches[2:3])
         disk.full = False
-        yield from batches[3:6]
+        yield from followed(batches[3:6])
         yield barrier(2)
-        yield from batches[6:8]
+        yield from followed(batches[6:8])
         disk.full = True
         yield barrier(3)
         disk.full = False
-        yield from batches[8:10]
+        yield from followed(batches[8:10])
         yield barrier(4)
 
-    made, stream = with_deltas(settings, layout, store, pieces())
-    made.loop.run(stream)
-    assert {version: [delta.manifest.delta for delta in store.deltas(version, 0)] for version in store.versions()} == {
+    made = run_with_deltas(settings, layout, store, pieces())
+    assert {version: [found.manifest.delta for found in store.deltas(version, 0)] for version in store.versions()} == {
         1: [1, 2],
         2: [1, 2],
         3: [],
@@ -343,10 +353,18 @@ def test_after_a_failure_there_are_no_deltas_until_the_next_snapshot(
     assert made.value("anabranch_snapshot_failures_total") == 2
 
 
-def test_without_the_setting_there_are_no_deltas(settings, layout, store, make_stream) -> None:
-    made = Loop(settings, layout, store, itertools.count(0, 1000).__next__)
-    made.loop.run([barrier(1), *make_stream(settings, 5)])
-    assert list(store.deltas(1, 0)) == []
+def test_every_cut_is_released_whatever_becomes_of_it(settings, layout, store, disk, make_stream) -> None:
+    batches, released = make_stream(settings, 3), []
+
+    def cuts():
+        for number, (is_delta, full) in enumerate(
+            [(True, False), (False, True), (False, False), (True, False), (True, True), (True, False)]
+        ):
+            disk.full = full
+            yield barrier(number, is_delta=is_delta, release=partial(released.append, number))
+
+    run_with_deltas(settings, layout, store, itertools.chain(batches, cuts()))
+    assert released == list(range(6))
 
 
 def test_an_error_of_the_stream_ends_the_run(settings, layout) -> None:

@@ -1,7 +1,6 @@
 """A model that was good and has long been worse than the base rate is not published, until it is good again."""
 
 import logging
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -78,33 +77,34 @@ def test_a_restored_watch_counts_on(make_settings):
     assert second.held["click"]
 
 
-def test_while_snapshots_are_held_there_are_no_deltas_either(make_settings, layout_of, make_batch, tmp_path):
-    settings = make_settings(snapshot={"delta_seconds": 0.001})
-    layout, rng, clock = layout_of(settings), np.random.default_rng(0), iter(range(0, 10**9, 1000))
+def test_while_snapshots_are_held_there_are_no_deltas_and_none_behind_the_gap(
+    make_settings, layout_of, make_batch, tmp_path
+):
+    settings = make_settings()
+    layout, rng = layout_of(settings), np.random.default_rng(0)
     trainer, store = Trainer(settings, layout), SnapshotStore(tmp_path)
-    metrics = LearnerMetrics(CollectorRegistry(), "adwin")
-    loop = LearnerLoop(settings, trainer, metrics, store, clock_ms=lambda: next(clock))
+    loop = LearnerLoop(settings, trainer, LearnerMetrics(CollectorRegistry(), "adwin"), store)
+    found = []
 
-    def n_deltas():
-        return len([path for path in tmp_path.glob("v*/delta-*") if path.suffix != ".tmp"])
+    def cut(*, is_delta=True):
+        yield make_batch(layout, 32, rng, 1)
+        yield Barrier({("events", 0): 1}, {}, {}, 1, 1, is_delta=is_delta)
+        loop._writer.wait()
+        found.append([len(list(store.deltas(version, 0))) for version in store.versions()])
 
     def stream():
-        yield make_batch(layout, 32, rng, 0)
-        yield Barrier({("events", 0): 1}, {}, {}, 1, 1)
-        deadline = time.monotonic() + 60
-        while not n_deltas() and time.monotonic() < deadline:  # a thread writes them
-            yield make_batch(layout, 32, rng, 1)
-        assert n_deltas()
+        yield from cut(is_delta=False)
+        yield from cut()
         for now_ms, ne in ((0, 0.9), (1, 1.5), (1 + 2 * HOUR, 1.5)):  # good once, then bad for long
             trainer.watchdog.look({"click": {"ne": ne, "positives": 500}}, now_ms)
-        loop._writer.wait()
-        before = n_deltas()
-        for index in range(20):
-            yield make_batch(layout, 32, rng, index)
-            loop._writer.wait()
-        assert n_deltas() == before
+        yield from cut()
+        trainer.watchdog.look({"click": {"ne": 0.9, "positives": 500}}, 2 + 2 * HOUR)
+        yield from cut()
+        yield from cut(is_delta=False)
+        yield from cut()
 
     loop.run(stream())
+    assert found == [[0], [1], [1], [1], [1, 0], [1, 1]]
 
 
 def test_publishing_is_held_and_resumes_by_itself_while_learning_goes_on(

@@ -3,10 +3,15 @@
 import logging
 import shutil
 
+import msgspec
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from contracts.batch import Barrier
+from contracts.manifest import decode_manifest, encode_manifest
 from contracts.scoring import ScoreRequest
+from features.profiles import save_profiles
 from learner.snapshot import SnapshotStore
 from serving.metrics import ServingMetrics
 from serving.reload import Reloader
@@ -30,34 +35,26 @@ def meta_of(manifest):
 def chain(settings, events, learned, make_assembly, tmp_path_factory):
     """A store with snapshot 1 and deltas behind it, and one with a whole snapshot of the last delta's cut."""
     folder = tmp_path_factory.mktemp("chain")
-    first = SnapshotStore(learned).load(1)
-    assembly = make_assembly(settings, events[CUT:END], CUT, None, first)
-    trainer, n_batches = assembly.trainer, 0
     with SnapshotStore(folder / "deltas") as store, SnapshotStore(folder / "whole") as whole:
-        newest = store.publish(first.groups, first.states, **meta_of(first.manifest))
-        trainer.capture()
+        assembly = make_assembly(settings, events[CUT:END], CUT, store, SnapshotStore(learned).load(1))
+        ingest, last = assembly.feed._ingest, []
 
-        def write():
-            nonlocal newest
-            newest = store.publish_delta(
-                newest,
-                trainer.capture_delta()(),
-                created_ms=0,
-                event_time_ms=first.manifest.event_time_ms + newest.delta,
-            )
+        def stream():
+            yield ingest.barrier()
+            for number, piece in enumerate(ingest.stream()):
+                if isinstance(piece, Barrier):
+                    last.append(piece)
+                else:
+                    yield piece
+                    if number % 4 == 3 or ingest.n_events == END:
+                        yield ingest.delta()
 
-        def progress(_):
-            nonlocal n_batches
-            n_batches += 1
-            if n_batches % 4 == 0:
-                write()
-
-        assembly.run(progress)
-        write()
-        assert newest.delta > 3
-        groups, _ = trainer.save()
-        whole.publish({**groups, "profiles": first.groups["profiles"]}, {}, **meta_of(first.manifest))
-    return folder, newest.delta
+        assembly.loop.run(stream())
+        n_deltas = len(list(store.deltas(1, 0)))
+        assert n_deltas > 3
+        groups, _ = assembly.trainer.save()
+        whole.publish({**last[0].groups, **groups}, {}, **meta_of(store.manifest(1)))
+    return folder, n_deltas
 
 
 @pytest.fixture
@@ -103,6 +100,19 @@ def test_a_snapshot_and_its_deltas_score_bit_for_bit_as_a_snapshot_of_the_same_c
     found = scores(followed.reloader.scorer, events)
     assert found == scores(whole.reloader.scorer, events)
     assert found != scores(before.reloader.scorer, events)
+    for name, array in save_profiles(whole.reloader.scorer._encoder.profiles).items():
+        np.testing.assert_array_equal(save_profiles(followed.reloader.scorer._encoder.profiles)[name], array)
+
+
+def test_behind_a_delta_a_user_who_came_since_the_snapshot_is_known(settings, events, folder) -> None:
+    before, after = ({event.user_id for event in some} for some in (events[:CUT], events[:END]))
+    newcomer = min(after - before)
+    request = ScoreRequest(user_id=newcomer, items=[events[0].item_id], ts_ms=events[END].ts_ms)
+    watch = Watch(settings, folder / "deltas")
+    watch.reloader._load()
+    assert watch.reloader.scorer.score(request, "", 0).fallback == "content"
+    assert watch.reloader.refresh()
+    assert watch.reloader.scorer.score(request, "", 0).fallback == "personalised"
 
 
 def test_one_delta_after_the_other_gives_the_same_and_leaves_each_scorer_before_it_as_it_was(
@@ -153,7 +163,15 @@ def repeat(version):
     shutil.copytree(version / "delta-000001", version / "delta-000002")
 
 
-@pytest.mark.parametrize("damage", [flip, tear, lose, lose_a_manifest, repeat])
+def forget_the_profiles(version):
+    """As a library before deltas held them would have written it."""
+    file = version / "delta-000002" / "manifest.json"
+    manifest = decode_manifest(file.read_bytes())
+    files = {name: entry for name, entry in manifest.files.items() if name != "profiles.safetensors"}
+    file.write_bytes(encode_manifest(msgspec.structs.replace(manifest, files=files)))
+
+
+@pytest.mark.parametrize("damage", [flip, tear, lose, lose_a_manifest, repeat, forget_the_profiles])
 def test_behind_a_damaged_delta_the_next_snapshot_is_waited_for(settings, folder, damage, caplog) -> None:
     damage(folder / "deltas" / "v00000001")
     watch = Watch(settings, folder / "deltas")

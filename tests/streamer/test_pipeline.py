@@ -20,6 +20,7 @@ from contracts.events import Event
 from contracts.records import Record
 from contracts.settings import Settings
 from features.hashing import hash_id
+from features.profiles import copy_profiles, load_profiles, save_profiles
 from streamer.batching import MOST_BATCHES
 from streamer.deadletter import MemoryDeadLetters
 from streamer.decode import EventDecoder
@@ -141,6 +142,8 @@ def _assert_same(found: Any, wanted: Any, path: str = "") -> None:
     assert type(found) is type(wanted), path
     if isinstance(wanted, Batch | Barrier | Rows) or hasattr(wanted, "tie_breaks"):
         for field in fields(wanted):
+            if field.name == "release":
+                continue
             _assert_same(getattr(found, field.name), getattr(wanted, field.name), f"{path}.{field.name}")
     elif isinstance(wanted, np.ndarray):
         np.testing.assert_array_equal(found, wanted, err_msg=path)
@@ -282,6 +285,46 @@ def test_a_barrier_is_due_by_events_or_by_the_wall_clock() -> None:
     by_clock = _run(_settings(snapshot={"every": "1s"}), records, clock_ms=lambda: next(ticks)).pieces()
     assert len(_barriers(by_clock)) > 3
     _assert_same(_batches(by_clock), _run(_settings(), records).batches())
+
+
+def test_a_delta_is_due_by_the_wall_clock_once_the_cut_before_it_was_released() -> None:
+    records, ticks = _records(_shop(60, 6)), itertools.count(NOW_MS, 400)
+    settings = _settings(snapshot={"every": "1h", "every_events": 100, "delta_seconds": 1.0})
+    run = _run(settings, records, clock_ms=lambda: next(ticks))
+    pieces: list[Piece] = []
+    for piece in run.ingest.stream():
+        pieces.append(piece)
+        if isinstance(piece, Barrier) and len(pieces) % 3:
+            piece.release()
+    cuts = _barriers(pieces)
+    deltas = [cut for cut in cuts if cut.is_delta]
+    assert len(deltas) > 3
+    assert 2 <= len(cuts) - len(deltas) <= 5
+    for before, after in pairwise(pieces):
+        if isinstance(after, Barrier) and after.is_delta:
+            assert isinstance(before, Batch)
+    for place, piece in enumerate(pieces):
+        if isinstance(piece, Barrier) and (place + 1) % 3 == 0:
+            later = [one for one in pieces[place + 1 :] if isinstance(one, Barrier)]
+            assert not later or not later[0].is_delta
+    _assert_same(_batches(pieces), _run(_settings(), records).batches())
+
+
+def test_a_whole_cut_and_the_deltas_behind_it_hold_the_profiles_of_their_moment() -> None:
+    settings = _settings()
+    run = _run(settings, _records(_shop(60, 6)))
+    follower = _run(settings).ingest.profiles
+    n_deltas = 0
+    for piece in run.ingest.stream():
+        cut = piece if isinstance(piece, Barrier) else run.ingest.delta()
+        n_deltas += cut.is_delta
+        assert set(cut.groups) == ({"profiles"} if cut.is_delta else {"profiles", "join", "seen", "open_batch"})
+        load_profiles(follower, cut.groups["profiles"])
+        for found, wanted in zip(
+            save_profiles(follower).values(), save_profiles(copy_profiles(run.ingest.profiles)).values(), strict=True
+        ):
+            np.testing.assert_array_equal(found, wanted)
+    assert n_deltas > 10
 
 
 def test_a_quiet_stream_is_saved_with_its_open_batch() -> None:
