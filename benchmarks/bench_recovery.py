@@ -120,6 +120,8 @@ def figures(runs: int = RUNS) -> list[Figure]:
             config = folder / "settings.toml"
             config.write_text(
                 f'{shop_toml()}\n[kafka]\nbootstrap_servers = "{broker.bootstrap_servers}"\ntopic = "{_TOPIC}"\n'
+                # Without a name Kafka waits for the dead member first (ADR 18).
+                'instance = "learner"\n'
                 f"[embedding]\nadmit_after = 1\n[metrics]\nport = {port}\n"
                 # The next run starts where this one did.
                 f'[snapshot]\ndirectory = "{folder / "snapshots"}"\nevery = "1d"\nevery_events = 1_000_000_000\n'
