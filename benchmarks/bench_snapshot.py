@@ -33,11 +33,12 @@ _BATCHES, _BATCH_ROWS = 400, 512
 def _filled(settings: Settings) -> Trainer:
     """A trainer whose table holds a million rows."""
     trainer = Trainer(settings, FeatureSchema.of(settings).layout)
-    _touch(trainer, np.arange(1, _N_ROWS - trainer.table.n_rows + 1))
+    touch(trainer, np.arange(1, _N_ROWS - trainer.table.n_rows + 1))
     return trainer
 
 
-def _touch(trainer: Trainer, ids: Int64s) -> None:
+def touch(trainer: Trainer, ids: Int64s) -> None:
+    """Look these ids up as seen, so that each has a row and the row has changed."""
     n_fields, n_types = len(trainer.layout.fields), len(trainer.layout.event_types)
     for start in range(0, len(ids), _CHUNK):
         chunk = np.resize(ids[start : start + _CHUNK], (-(-len(ids[start : start + _CHUNK]) // n_fields), n_fields))
@@ -52,7 +53,7 @@ def _pauses(trainer: Trainer, ids: Int64s) -> list[float]:
     """Milliseconds of :meth:`Trainer.capture` after these ids' rows changed; the first one, which allocates, apart."""
     found = []
     for _ in range(RUNS + 1):
-        _touch(trainer, ids)
+        touch(trainer, ids)
         started = time.perf_counter()
         trainer.capture()
         found.append((time.perf_counter() - started) * 1000)
@@ -67,7 +68,7 @@ def _delta_writes(trainer: Trainer, ids: Int64s, directory: Path) -> list[float]
             {}, {}, created_ms=0, event_time_ms=0, n_events=0, offsets={}, settings_fingerprint="", tasks=()
         )
         for _ in range(RUNS + 1):
-            _touch(trainer, ids)
+            touch(trainer, ids)
             finish = trainer.capture_delta()
             started = time.perf_counter()
             newest = store.publish_delta(newest, finish(), created_ms=0, event_time_ms=0)

@@ -141,6 +141,9 @@ class KafkaSettings(_Section):
     """Which library reads the topic (ADR 10); auto: confluent where it is installed, else kafka-python."""
     max_poll_records: int = Field(default=4000, ge=1)
     session_timeout_ms: DurationMs = Field(default=45 * SECOND, alias="session_timeout")
+    instance: str = Field(default="", max_length=200, pattern=r"^[a-zA-Z0-9._-]*$")
+    """This learner's name in its group (``group.instance.id``, ADR 18): who comes back under it after SIGKILL goes on
+    at once, instead of after ``session_timeout``. The learner and its standby share one, no others; empty: none."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     sasl_username: str = ""

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from contracts.batch import Batch, Bools, Float32s, Int64s, Layout, RankingRows, Rows
 from contracts.components import load
 from contracts.settings import Settings
+from learner.adam import Adam
 from learner.balancing._base import Balancer
 from learner.balancing._cosine import task_gradient_cosines
 from learner.delay import DelayHead
@@ -109,7 +110,7 @@ class Trainer:
         self._pull = Pull(self.network, train)
         self._parameters = list(self.network.parameters())
         self._weights = _flatten(self._parameters)
-        self._optimizer = torch.optim.Adam([self._weights], lr=train.learning_rate, fused=True)
+        self._optimizer = Adam(self._weights, train.learning_rate)
 
     def step(self, batch: Batch) -> None:
         """Score, measure, learn; or skip the batch as a whole, for the reason in :attr:`skipped`."""
@@ -277,9 +278,8 @@ class Trainer:
         """One step of the dense weights against the gradient, shape ``[P]``, clipped."""
         if norm > self._clip_norm:
             gradient.mul_(self._clip_norm / norm)
-        self._pull.add(gradient, self._weights.detach())
-        self._weights.grad = gradient
-        self._optimizer.step()
+        self._pull.add(gradient, self._weights)
+        self._optimizer.step(gradient)
 
     def _rank(self, ranking: RankingRows) -> Float32s:
         """Each group's scores by its task, shape ``[G, C]``."""
@@ -326,7 +326,7 @@ class Trainer:
         quality_state, quality_arrays = self.quality.state()
         small: Groups = {
             "dense": {name: value.numpy() for name, value in self.network.state_dict().items()},
-            "optimizer": {name: value.numpy().reshape(-1) for name, value in self._moments().items()},
+            "optimizer": {name: value.numpy().reshape(-1) for name, value in self._optimizer.moments.items()},
             "balancing": self._balancer.state(),
             **self.readout.save(),
             "delay": self._delay.save(),
@@ -356,18 +356,13 @@ class Trainer:
         table = self.table.capture_delta()
         return lambda: {**small, "table": table()}
 
-    def _moments(self) -> dict[str, torch.Tensor]:
-        moments: dict[str, torch.Tensor] = self._optimizer.state.get(self._weights, {})
-        return moments
-
     def restore(self, groups: Groups, state: dict[str, Any]) -> None:
         """The inverse of :meth:`save`, into a fresh trainer of the same settings."""
         load_network(self.network, groups["dense"])
-        if groups["optimizer"]:
-            self._optimizer.state[self._weights] = {
-                name: torch.from_numpy(value.copy()).reshape(() if name == "step" else -1)
-                for name, value in groups["optimizer"].items()
-            }
+        self._optimizer.moments = {
+            name: torch.from_numpy(value.copy()).reshape(() if name == "step" else -1)
+            for name, value in groups["optimizer"].items()
+        }
         self.table.load(groups["table"])
         self._balancer.restore(groups["balancing"])
         self.readout.load(groups)
@@ -399,7 +394,7 @@ def _precision(name: str) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def _flatten(parameters: list[torch.nn.Parameter]) -> torch.nn.Parameter:
+def _flatten(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
     """Make all parameters views of one vector: one step for all."""
     flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
     start = 0
@@ -407,4 +402,4 @@ def _flatten(parameters: list[torch.nn.Parameter]) -> torch.nn.Parameter:
         end = start + parameter.numel()
         parameter.data = flat[start:end].view_as(parameter)
         start = end
-    return torch.nn.Parameter(flat)
+    return flat

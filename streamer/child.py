@@ -101,8 +101,8 @@ class _Desk:
     def _stream(self) -> Standing:
         # Imports brought a million objects that live as long as the process: the garbage collector need not look at
         # them again and again.
-        gc.collect()
         gc.freeze()
+        gc.enable()
         for piece in self._ingest.stream():
             self._hand_over(piece)
         return self._standing()

@@ -29,6 +29,7 @@ from streamer.batching import KIND, MOST_BATCHES, N_INTEGERS, EventBuffer, Piece
 from streamer.deadletter import DeadLetterSink
 from streamer.decode import EventDecoder
 from streamer.deduplicate import Deduplicator
+from streamer.feed import INGEST_GROUPS
 from streamer.join import Joiner
 from streamer.match import Gatherer, Tally, rules_of, take
 from streamer.metrics import StreamMetrics
@@ -148,12 +149,8 @@ class Ingest:
         join_arrays, join_state = self._joiner.save()
         seen_arrays, seen_state = self._seen.save()
         open_arrays, open_state = self._buffer.save()
-        groups = {
-            "profiles": save_profiles(self.profiles),
-            "join": join_arrays,
-            "seen": seen_arrays,
-            "open_batch": open_arrays,
-        }
+        parts = (save_profiles(self.profiles), join_arrays, seen_arrays, open_arrays)
+        groups = dict(zip(INGEST_GROUPS, parts, strict=True))
         state = {
             "join": join_state,
             "seen": seen_state,

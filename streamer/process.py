@@ -6,6 +6,7 @@ slot, so it is never more than the ring ahead; a barrier is a copy, so the inges
 the next one.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -216,6 +217,8 @@ def _usable_cores() -> int:
 
 
 def _run(*links: Any) -> None:
+    # Until the stream begins: looking through what imports bring, again and again, is a third of their time.
+    gc.disable()
     # Imported in the child only: what it takes to ingest is what that process starts with.
     from streamer.child import run
 

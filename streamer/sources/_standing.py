@@ -112,6 +112,14 @@ def unknown_times(settings: KafkaSettings, why: str) -> BrokerError:
     )
 
 
+def fenced(settings: KafkaSettings) -> BrokerError:
+    """The error for a member whose name another process has taken."""
+    return BrokerError(
+        f"Another process reads `{settings.topic}` as kafka.instance = `{settings.instance}`, and Kafka gave it this "
+        "one's place. Only the learner and its standby share a name: give any other learner one of its own."
+    )
+
+
 def heartbeat_interval_ms(settings: KafkaSettings) -> int:
     """Twelve chances to be heard; Tansu also lets members join only at heartbeats."""
     return max(50, min(3_000, settings.session_timeout_ms // 12))

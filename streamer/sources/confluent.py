@@ -22,6 +22,7 @@ from streamer.sources._standing import (
     RESOLVE_MS,
     OffsetsLostError,
     Standing,
+    fenced,
     heartbeat_interval_ms,
     show,
     unknown_times,
@@ -205,6 +206,7 @@ class ConfluentSource:
             "bootstrap.servers": settings.bootstrap_servers,
             "client.id": "anabranch",
             "group.id": settings.group,
+            **({"group.instance.id": settings.instance} if settings.instance else {}),
             "enable.auto.commit": False,
             # An offset that is gone is an error to tell, never a reason to jump.
             "auto.offset.reset": "error",
@@ -342,6 +344,8 @@ class ConfluentSource:
                     self._check_sought()
             elif code in _LOST:
                 self._miss(error.str())
+            elif code == KafkaError.FENCED_INSTANCE_ID:
+                self._failure = fenced(self._settings)
             elif code in _FORBIDDEN or error.fatal():
                 self._failure = BrokerError(f"{self._settings.bootstrap_servers} does not let us read: {error.str()}")
             else:
@@ -373,11 +377,15 @@ class ConfluentSource:
         self._said = error.str()
         if error.code() == KafkaError._AUTHENTICATION:
             self._failure = refused(self._settings, error.str())
+        if error.code() == KafkaError.FENCED_INSTANCE_ID:
+            self._failure = fenced(self._settings)
 
     def _on_report(self, report: str) -> None:
         self._connected = is_connected(report)
 
     def _on_commit(self, error: KafkaError | None, offsets: object) -> None:
+        if error is not None and error.code() == KafkaError.FENCED_INSTANCE_ID:
+            self._failure = fenced(self._settings)
         if error is not None and not self._commit_failed:
             logger.warning("offsets could not be committed, lag tools may be behind: %s (%s)", error.str(), offsets)
         self._commit_failed = error is not None

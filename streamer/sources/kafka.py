@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
-from kafka.errors import KafkaConnectionError, KafkaError, LogTruncationError, OffsetOutOfRangeError
+from kafka.errors import (
+    FencedInstanceIdError,
+    KafkaConnectionError,
+    KafkaError,
+    LogTruncationError,
+    OffsetOutOfRangeError,
+)
 from kafka.structs import OffsetAndMetadata
 
 from contracts.records import Offsets, Partition, Record
@@ -23,6 +29,7 @@ from streamer.sources._standing import (
     RESOLVE_MS,
     OffsetsLostError,
     Standing,
+    fenced,
     heartbeat_interval_ms,
     show,
     unknown_times,
@@ -101,12 +108,15 @@ class KafkaSource:
         """The next records; joins the group and takes part in its rebalances on the way.
 
         :raises OffsetsLostError: the offset to go on at is gone and not to be skipped, or the topic ends before it.
+        :raises BrokerError: another process has taken this one's name in the group.
         """
         try:
             batches = self._consumer.poll(timeout_ms=timeout_ms)
         except (OffsetOutOfRangeError, LogTruncationError) as error:
             self._miss(str(error))
             batches = {}
+        except FencedInstanceIdError as error:  # told by a commit: heartbeats keep it to themselves
+            raise fenced(self._settings) from error
         polled: list[Record] = []
         for place, batch in batches.items():
             topic, partition = place
@@ -209,6 +219,7 @@ class KafkaSource:
             bootstrap_timeout_ms=wait_ms,
             client_id="anabranch",
             group_id=settings.group,
+            group_instance_id=settings.instance or None,
             enable_auto_commit=False,
             # An offset that is gone is an error to tell, never a reason to jump.
             auto_offset_reset="none",
