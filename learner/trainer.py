@@ -208,11 +208,11 @@ class Trainer:
             self.watchdog.look(self.quality.window(batch.watermark_ms), batch.watermark_ms)
 
     def _without_skipped(self, batch: Batch) -> Batch:
-        """The batch without the labels of exposures that were skipped."""
+        """The batch without the labels of exposures that were skipped, or are older than their task."""
         skipped = self._store.skipped(batch.matured_slot)
         if not skipped.any():
             return batch
-        kept = ~skipped[:, None]
+        kept = ~skipped
         return replace(batch, matured_known=batch.matured_known & kept, matured_learn=batch.matured_learn & kept)
 
     def _see(self, batch: Batch, history: Int64s) -> tuple[Int64s, Int64s]:
