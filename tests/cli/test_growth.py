@@ -37,6 +37,8 @@ NEW_FIELDS = [
     {"source": "context.position", "kind": "numeric"},
 ]
 VIEW, CLICK = {"name": "content_view"}, {"name": "click", "window": "30s"}
+LIKE = {"name": "like", "window": "10s"}
+"""Never happens, but its window closes before the others."""
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +194,12 @@ def test_every_balancing_goes_on_with_one_task_more(balancing, events, tmp_path)
     assert sum(made.trainer.n_skipped.values()) == 0
 
 
+def walked(slot, after):
+    while slot >= 0:
+        yield int(slot)
+        slot = after[slot]
+
+
 @pytest.mark.parametrize("max_open", [2_000, 60])
 @pytest.mark.parametrize(
     "purchase",
@@ -205,11 +213,15 @@ def test_every_balancing_goes_on_with_one_task_more(balancing, events, tmp_path)
 )
 def test_an_open_exposure_keeps_its_old_labels_and_gets_none_of_the_new_task(purchase, max_open, events, tmp_path):
     few = {"max_open": max_open}
-    old = settings_with([VIEW, CLICK], OLD_FIELDS, events=few)
-    new = settings_with([{"name": "purchase", **purchase}, VIEW, CLICK], NEW_FIELDS, events=few)
+    old = settings_with([VIEW, CLICK, LIKE], OLD_FIELDS, events=few)
+    new = settings_with([{"name": "purchase", **purchase}, VIEW, CLICK, LIKE], NEW_FIELDS, events=few)
     snapshot = learned_half(old, events, tmp_path)
     start = snapshot.manifest.resume_offsets[TOPIC]
     made = assembled(new, events[start:], start, snapshot=snapshot, allow=True)
+    join = made.feed._ingest._joiner.state
+    longest = list(walked(join.head[-1, 0], join.after[-1]))
+    assert sorted(longest) == np.flatnonzero(join.waiting).tolist(), "what is evicted is looked for in there"
+    assert (np.diff(join.opened_ms[longest]) >= 0).all()
     made.run()
     made.close_open_windows()
     report = made.trainer.quality.report()
