@@ -259,7 +259,7 @@ class Trainer:
 
     def measure(self, batch: Batch) -> None:
         """Count the quality of the labels that matured, without learning: at the end of a log."""
-        self._measure(batch, np.zeros(batch.labels.shape, np.float32))
+        self._measure(self._without_skipped(batch), np.zeros(batch.labels.shape, np.float32))
 
     def _measure(self, batch: Batch, logits: Float32s) -> None:
         for task, name in enumerate(self.layout.tasks):

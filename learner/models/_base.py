@@ -95,7 +95,14 @@ class Network(nn.Module):
 
     @property
     def axes(self) -> Axes:
-        """What each parameter's indices belong to."""
+        """What each parameter's indices belong to.
+
+        :raises ValueError: the architecture does not say.
+        """
+        if not hasattr(self._module, "axes"):
+            raise ValueError(
+                f"the model `{self._settings.name}` does not say what its weights belong to: give it `axes`"
+            )
         tasks, dense = Axis(self.names.tasks), Axis(self.names.dense, is_input=True)
         deep: Axes = self._module.axes(self.names, self._settings)
         return {

@@ -16,6 +16,7 @@ from features.growth import Growth
 from features.schema import FeatureSchema
 from learner.loop import OtherSettingsError
 from learner.metrics import LearnerMetrics
+from learner.models import ple
 from learner.snapshot import SnapshotStore
 from learner.trainer import Trainer
 from streamer.batching import KIND, SLOT
@@ -177,6 +178,13 @@ def test_what_was_learned_says_the_same_with_more_tasks_and_fields_around_it(mod
         assert now.quality.report()["purchase"]["examples"] == 0
         assert now.n_learned[growth.tasks].tolist() == before.n_learned.tolist()
         assert now.n_learned[1] == 0
+
+
+def test_a_model_that_does_not_tell_what_its_weights_belong_to_is_named(events, tmp_path, monkeypatch):
+    old, new = (settings_with([VIEW, CLICK], fields, {"name": "ple"}) for fields in (OLD_FIELDS, NEW_FIELDS))
+    snapshot = learned_half(old, events, tmp_path)
+    monkeypatch.delattr(ple, "axes")
+    assert "the model `ple` does not say what its weights belong to" in refusal(snapshot, new)
 
 
 @pytest.mark.parametrize("balancing", ["fixed", "dwa", "famo", "gradnorm", "uncertainty"])
