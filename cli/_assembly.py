@@ -9,6 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from cli._growth import take_up
 from contracts.batch import Batch
 from contracts.settings import Settings
 from features.schema import FeatureSchema
@@ -110,17 +111,21 @@ def assemble_behind(
     snapshot: Snapshot | None = None,
     variants: Mapping[str, Settings] | None = None,
     give_up: Callable[[], None] = lambda: None,
+    allow_new_tasks: bool = False,
 ) -> Assembly:
     """Build the learner behind a feed that is open, both from a snapshot if there is one.
 
     :param variants: settings by name of learners to compare on the same stream.
     :param give_up: makes the feed's stream end; called when snapshots can no longer be published here.
+    :param allow_new_tasks: the snapshot may be of fewer tasks and fields.
     :raises OtherSettingsError: the snapshot was made under other settings, or by a version that keeps other state.
     """
     use_threads(settings)
     layout = FeatureSchema.of(settings).layout
     trainer = Trainer(settings, layout)
     if snapshot is not None:
+        if allow_new_tasks:
+            snapshot = take_up(snapshot, settings, trainer)
         check_snapshot(snapshot, settings, layout)
         try:
             # Two processes have two memories: the ingest is sent its own part only.

@@ -37,6 +37,13 @@ def command(
             "--standby", help="Wait while another learner writes the snapshots; go on in its place when it ends."
         ),
     ] = False,
+    allow_new_tasks: Annotated[
+        bool,
+        typer.Option(
+            "--allow-new-tasks",
+            help="Go on from a snapshot of fewer tasks or fields: what is learned stays, what is new starts fresh.",
+        ),
+    ] = False,
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Stop when everything in the topic is learned, and print the quality.")
     ] = False,
@@ -51,6 +58,8 @@ def command(
 
     Ctrl-C or SIGTERM finishes the batch, snapshots, leaves the group and exits with 0; nothing is lost. SIGKILL costs
     the work since the last snapshot, which is done again from its offsets.
+
+    A snapshot of other settings is refused; of fewer tasks or fields it is taken up with `--allow-new-tasks`.
 
     A second `learn` on the same snapshots is refused; with `--standby` it waits, and takes over with the last snapshot.
     """
@@ -84,7 +93,15 @@ def command(
         from streamer.sources.kafka import OffsetsLostError
 
         try:
-            report = run(settings, how, feed, until_end=until_end, start_ms=start_ms, standby=standby)
+            report = run(
+                settings,
+                how,
+                feed,
+                until_end=until_end,
+                start_ms=start_ms,
+                standby=standby,
+                allow_new_tasks=allow_new_tasks,
+            )
         except StopAskedError as stopped:
             logging.getLogger("anabranch.learn").info("%s Nothing was read, nothing is lost.", stopped)
             return
@@ -113,6 +130,7 @@ def run(
     until_end: bool,
     start_ms: int | None = None,
     standby: bool = False,
+    allow_new_tasks: bool = False,
 ) -> dict[str, Any]:
     """Learn until told to stop; the report counts open windows as they stand.
 
@@ -159,7 +177,15 @@ def run(
         snapshot = _newest(store, fresh=start_ms is not None)
         resume = snapshot.manifest.resume_offsets if snapshot else None
         feed.open(settings, partial(topic_inputs, settings, how, resume, start_ms, until_end), REGISTRY, stop)
-        assembly = assemble_behind(settings, feed, metrics, store=store, snapshot=snapshot, give_up=stop.ask)
+        assembly = assemble_behind(
+            settings,
+            feed,
+            metrics,
+            store=store,
+            snapshot=snapshot,
+            give_up=stop.ask,
+            allow_new_tasks=allow_new_tasks,
+        )
         log.info(
             "Learning `%s` from %s: %s.",
             settings.kafka.topic,

@@ -35,7 +35,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     ``offsets`` is ``{topic: {partition: next offset}}``. ``event_time_ms`` is the newest event time in it,
     ``created_ms`` the wall clock. ``layout`` is what the snapshot's writer and readers agree on about its arrays,
-    plain JSON. A name in ``files`` has no folder in it: a manifest cannot point outside its own.
+    plain JSON; ``settings`` shaped them (:meth:`contracts.settings.Settings.shaping`), and are empty where nobody
+    said. A name in ``files`` has no folder in it: a manifest cannot point outside its own.
     """
 
     format: int = FORMAT
@@ -49,6 +50,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     settings_fingerprint: str
     tasks: list[str]
     layout: dict[str, Any]
+    settings: dict[str, Any] = {}
     files: dict[Annotated[str, Meta(pattern=FILE_NAME)], FileEntry]
 
     @property

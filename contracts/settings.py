@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import EnvSettingsSource
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
@@ -35,7 +44,7 @@ def parse_duration_ms(value: object) -> object:
     raise ValueError(f'a duration is text with a unit, such as "30m"; found `{value!r}`')
 
 
-DurationMs = Annotated[int, BeforeValidator(parse_duration_ms)]
+DurationMs = Annotated[int, BeforeValidator(parse_duration_ms), PlainSerializer(lambda ms: f"{ms}ms", when_used="json")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 
 
@@ -390,7 +399,11 @@ DEFAULT_TASKS = (
 )
 
 
-_SHAPING = {"mode", "tasks", "fields", "features", "model", "embedding", "events", "negatives", "batch"}
+_SHAPING: dict[str, Any] = {
+    **dict.fromkeys(("mode", "tasks", "fields", "features", "model", "embedding", "negatives", "batch"), True),
+    # Which records are read at all (ignore, max_bytes, max_future) shapes nothing.
+    "events": {"mapping", "exposure", "orphans", "lateness_ms", "deduplicate_ms", "deduplicate_max", "max_open"},
+}
 
 
 class Settings(_Section):
@@ -493,9 +506,16 @@ class Settings(_Section):
             for task in self.tasks
         )
 
+    def shaping(self, *, only_changed: bool = False) -> dict[str, Any]:
+        """The settings that a snapshot's arrays depend on, plain JSON; a snapshot resumes only under the same ones.
+
+        :param only_changed: without those at their default.
+        """
+        return self.model_dump(mode="json", by_alias=True, include=_SHAPING, exclude_defaults=only_changed)
+
     def fingerprint(self) -> str:
-        """A hash of the settings that a snapshot's arrays depend on; a snapshot resumes only under the same one."""
-        shaping = self.model_dump(mode="json", include=_SHAPING)
+        """A short name for the shaping settings. What a later version adds, at its default, does not change it."""
+        shaping = self.shaping(only_changed=True)
         return hashlib.sha256(msgspec.json.encode(shaping, order="sorted")).hexdigest()[:16]
 
 

@@ -10,6 +10,7 @@ import msgspec
 from contracts.batch import Barrier, Batch, Layout
 from contracts.records import Offsets
 from contracts.settings import Settings
+from contracts.shaping import differences_from
 from learner.metrics import LearnerMetrics
 from learner.quarantine import NotFiniteError, Quarantine
 from learner.snapshot import Snapshot, SnapshotStore
@@ -124,21 +125,21 @@ class OtherSettingsError(ValueError):
 def check_snapshot(snapshot: Snapshot, settings: Settings, layout: Layout) -> None:
     """A snapshot resumes only under the settings that shaped it.
 
-    :raises OtherSettingsError: names both fingerprints, and the tasks or columns that differ.
+    :raises OtherSettingsError: names both fingerprints, and the settings or columns that differ.
     """
     manifest = snapshot.manifest
-    found, expected = manifest.settings_fingerprint, settings.fingerprint()
-    differ = [
-        name if name == "dense" else f"{name}: snapshot {manifest.layout.get(name)}, settings {value}"
+    found = differences_from(manifest, settings)
+    told = [str(one) for one in found] or [
+        f"{name} of library version {manifest.library}: {manifest.layout.get(name)}"
         for name, value in msgspec.json.decode(msgspec.json.encode(layout)).items()
         if manifest.layout.get(name) != value
     ]
-    if found == expected and not differ:
+    if not told:
         return
-    if found == expected:
-        differ.append(f"the snapshot is of library version {manifest.library}")
+    added = found and all(one.is_added for one in found)
     raise OtherSettingsError(
-        f"Snapshot v{manifest.version:08d} was made under settings {found}, these are {expected} "
-        f"({'; '.join(differ) or 'features, model, embedding, events, negatives or batch differ'}). "
-        "Restore the old settings, or give `snapshot.directory` a new, empty folder to start afresh."
+        f"Snapshot v{manifest.version:08d} was made under settings {manifest.settings_fingerprint}, these are "
+        f"{settings.fingerprint()}: {'; '.join(told)}. "
+        + ("Take up what is new with `learn --allow-new-tasks`, restore" if added else "Restore")
+        + " the old settings, or give `snapshot.directory` a new, empty folder to start afresh."
     )

@@ -274,6 +274,7 @@ class SnapshotStore:
         settings_fingerprint: str,
         tasks: Sequence[str],
         layout: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Write a new version and make it the latest. The order is what makes it safe:
 
@@ -305,6 +306,7 @@ class SnapshotStore:
             settings_fingerprint=settings_fingerprint,
             tasks=list(tasks),
             layout=dict(layout or {}),
+            settings=dict(settings or {}),
             files={},
         )
         encode_manifest(manifest)  # a layout that is not JSON shows before anything is written

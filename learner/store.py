@@ -64,8 +64,8 @@ class ExampleStore:
         self._changed[put] = True
 
     def skipped(self, slot: Int64s) -> Bools:
-        """Which of these slots hold rows of a skipped batch."""
-        skipped: Bools = np.isnan(self._columns["logits"][slot]).any(1)
+        """Of these slots, shape ``[M, T]``: rows of a skipped batch, or from before the task was added."""
+        skipped: Bools = np.isnan(self._columns["logits"][slot])
         return skipped
 
     def rows(self, slot: Int64s) -> Rows:

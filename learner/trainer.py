@@ -198,11 +198,11 @@ class Trainer:
             self.watchdog.look(self.quality.window(batch.watermark_ms), batch.watermark_ms)
 
     def _without_skipped(self, batch: Batch) -> Batch:
-        """The batch without the labels of exposures that were skipped."""
+        """The batch without the labels of exposures that were skipped, or are older than their task."""
         skipped = self._store.skipped(batch.matured_slot)
         if not skipped.any():
             return batch
-        kept = ~skipped[:, None]
+        kept = ~skipped
         return replace(batch, matured_known=batch.matured_known & kept, matured_learn=batch.matured_learn & kept)
 
     def _see(self, batch: Batch) -> bool:
@@ -246,7 +246,7 @@ class Trainer:
 
     def measure(self, batch: Batch) -> None:
         """Count the quality of the labels that matured, without learning: at the end of a log."""
-        self._measure(batch, np.zeros(batch.labels.shape, np.float32))
+        self._measure(self._without_skipped(batch), np.zeros(batch.labels.shape, np.float32))
 
     def _measure(self, batch: Batch, logits: Float32s) -> None:
         for task, name in enumerate(self.layout.tasks):

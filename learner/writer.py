@@ -137,6 +137,7 @@ class SnapshotWriter:
                 settings_fingerprint=self._settings.fingerprint(),
                 tasks=layout.tasks,
                 layout=asdict(layout),
+                settings=self._settings.shaping(),
             )
         except OSError as error:
             self._metrics.snapshot_failures.inc()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from contracts.settings import Settings
+from contracts.shaping import differences_from
 from features.schema import FeatureSchema
 from learner.snapshot import NoSnapshotError, Snapshot, SnapshotDamagedError, SnapshotError, SnapshotStore
 from serving.metrics import ServingMetrics
@@ -110,10 +111,10 @@ class Reloader:
         return True
 
     def _check(self, snapshot: Snapshot) -> None:
-        found, expected = snapshot.manifest.settings_fingerprint, self._settings.fingerprint()
-        if found != expected:
+        if found := differences_from(snapshot.manifest, self._settings):
             raise _OtherSettingsError(
-                f"it was made under settings {found}, this worker runs {expected}. "
+                f"it was made under settings {snapshot.manifest.settings_fingerprint}, this worker runs "
+                f"{self._settings.fingerprint()}: {'; '.join(map(str, found))}. "
                 "Start `serve` with the learner's settings file."
             )
         if snapshot.manifest.layout != msgspec.json.decode(

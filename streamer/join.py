@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from contracts.batch import Int64s
 from contracts.records import Partition
-from contracts.settings import Task
+from contracts.settings import Settings, Task
 from features.compiled import compiled
 from features.idmap import Int32s, Integer, find, insert, new_map, put, remove
 
@@ -448,6 +448,15 @@ class Joiner:
 
     def _replace(self, **arrays: Any) -> None:
         self.state = self.state._replace(**arrays)
+
+
+def outcomes_of(settings: Settings) -> list[int]:
+    """Indices of the tasks that a later event labels."""
+    return [
+        index
+        for index, task in enumerate(settings.tasks)
+        if settings.mode == "exposure" and task.event_type != settings.events.exposure
+    ]
 
 
 def _masks(windows_ms: Sequence[int], of_tasks: dict[int, int]) -> Int64s:

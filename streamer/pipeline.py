@@ -30,7 +30,7 @@ from streamer.deadletter import DeadLetterSink
 from streamer.decode import EventDecoder
 from streamer.deduplicate import Deduplicator
 from streamer.feed import INGEST_GROUPS
-from streamer.join import Joiner
+from streamer.join import Joiner, outcomes_of
 from streamer.match import Gatherer, Tally, rules_of, take
 from streamer.metrics import StreamMetrics
 from streamer.sources._base import Source
@@ -73,12 +73,7 @@ class Ingest:
         self._barrier_clock_ms = clock_ms()
         self._encoder = Encoder(self.schema, self.profiles)
         self._gatherer = Gatherer(settings, self.schema)
-        is_exposure_mode = settings.mode == "exposure"
-        outcomes = [
-            index
-            for index, task in enumerate(settings.tasks)
-            if is_exposure_mode and task.event_type != settings.events.exposure
-        ]
+        outcomes = outcomes_of(settings)
         self._rules = rules_of(settings, waits=bool(outcomes))
         self._learned_at_once = np.array(settings.immediate_tasks)
         self._joiner = Joiner(settings.tasks, outcomes, settings.events.lateness_ms, settings.events.max_open)

@@ -1,7 +1,8 @@
 """What every architecture is given and gives; a module here is a component, found by its name.
 
-A module defines ``EMBEDDINGS_PER_TASK`` (true: each task has embeddings of its own) and
-``build(shape, settings) -> Architecture``.
+A module defines ``EMBEDDINGS_PER_TASK`` (true: each task has embeddings of its own),
+``build(shape, settings) -> Architecture`` and ``axes(names, settings) -> Axes``, by which a snapshot of fewer tasks or
+fields is taken up (:mod:`learner.models._axes`).
 """
 
 import math
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from contracts.batch import Layout
 from contracts.components import load
 from contracts.settings import ModelSettings
+from learner.models._axes import Axes, Axis, Names
 from learner.models._blocks import ExpertDropout, ParallelMlp
 from learner.viewers import Sides, Viewers
 
@@ -72,8 +74,10 @@ class Network(nn.Module):
         module = load("learner.models", name)
         n_tasks = len(layout.tasks)
         self.embedding_width = settings.width * (n_tasks if module.EMBEDDINGS_PER_TASK else 1)
-        self._embedded = (*layout.fields, *(f"history {kind}" for kind in layout.event_types))
-        shape = Shape(n_tasks, len(self._embedded), settings.width, len(layout.dense))
+        embedded = (*layout.fields, *(f"history {kind}" for kind in layout.event_types))
+        self._module, self._settings = module, settings
+        self.names = Names(layout.tasks, embedded, layout.dense)
+        shape = Shape(n_tasks, len(embedded), settings.width, len(layout.dense))
         # The modules draw their initial weights from torch's global generator: fork it, so that nobody else notices.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -90,6 +94,25 @@ class Network(nn.Module):
                 part.sides = Sides.of(layout, settings.width, attention=settings.history == "attention")
             elif isinstance(part, ExpertDropout):
                 part.rate = dropout
+
+    @property
+    def axes(self) -> Axes:
+        """What each parameter's indices belong to.
+
+        :raises ValueError: the architecture does not say.
+        """
+        if not hasattr(self._module, "axes"):
+            raise ValueError(
+                f"the model `{self._settings.name}` does not say what its weights belong to: give it `axes`"
+            )
+        tasks, dense = Axis(self.names.tasks), Axis(self.names.dense, is_input=True)
+        deep: Axes = self._module.axes(self.names, self._settings)
+        return {
+            **{f"deep.{name}": axes for name, axes in deep.items()},
+            "wide.weight": (tasks, dense),
+            "common.weight": (None, dense),
+            "gates": (Axis(self.names.embedded),),
+        }
 
     def forward(self, embeddings: Tensor, dense: Tensor, viewers: Viewers | None = None) -> Tensor:
         """Residual logits: to be added to each task's base-rate logit.
@@ -108,7 +131,7 @@ class Network(nn.Module):
         """How much of each id field and each type's history the deep part takes, by name; empty without gates."""
         if self.gates is None:
             return {}
-        return dict(zip(self._embedded, self.gates.detach().abs().tolist(), strict=True))
+        return dict(zip(self.names.embedded, self.gates.detach().abs().tolist(), strict=True))
 
     @property
     def gated(self) -> Gated | None:

@@ -3,9 +3,12 @@
 One more gate and tower are common to all tasks (:class:`learner.models._blocks.CommonTowers`).
 """
 
+import itertools
+
 from torch import Tensor, nn
 
 from contracts.settings import ModelSettings
+from learner.models._axes import COMMON, Axes, Names, mlp_axes, tower_axes
 from learner.models._base import Shape
 from learner.models._blocks import CommonTowers, ExpertDropout, ParallelMlp, gate_weights, mixtures
 from learner.viewers import Viewers
@@ -44,6 +47,14 @@ class Mmoe(nn.Module):
         """Weights of the experts in each task's own sum, shape ``[T, E, N]``; the common tower's gate is left out."""
         _, beside = self.experts(embeddings.flatten(1), dense)
         return gate_weights(beside, self._n_gates)[:-1]
+
+
+def axes(names: Names, settings: ModelSettings) -> Axes:
+    """What each parameter's indices belong to."""
+    towers, experts = (*names.tasks, COMMON), range(settings.experts)
+    gates = list(itertools.product(towers, experts))
+    inputs = names.inputs(settings.width)
+    return mlp_axes("experts", inputs, experts, settings.expert_layers, gates) | tower_axes("towers.towers", towers)
 
 
 def build(shape: Shape, settings: ModelSettings) -> nn.Module:

@@ -1,9 +1,12 @@
 """Progressive layered extraction, one level (Tang et al., RecSys 2020): shared experts, and one of each task's own."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
 from contracts.settings import ModelSettings
+from learner.models._axes import Axes, Names, mlp_axes, tower_axes
 from learner.models._base import Shape
 from learner.models._blocks import ExpertDropout, ParallelMlp, Towers, gate_weights
 from learner.viewers import Viewers
@@ -20,7 +23,7 @@ class Ple(nn.Module):
 
     def __init__(self, shape: Shape, settings: ModelSettings) -> None:
         super().__init__()
-        self._n_shared, self._n_tasks = max(settings.experts // 2, 1), shape.n_tasks
+        self._n_shared, self._n_tasks = _n_shared(settings), shape.n_tasks
         self.experts = ParallelMlp(
             self._n_shared + shape.n_tasks,
             shape.n_embeddings * shape.width,
@@ -50,6 +53,19 @@ class Ple(nn.Module):
         """Weights of the shared experts and of its own in each task's sum, shape ``[T, S + 1, N]``."""
         _, beside = self.experts(embeddings.flatten(1), dense)
         return gate_weights(beside, self._n_tasks)
+
+
+def axes(names: Names, settings: ModelSettings) -> Axes:
+    """What each parameter's indices belong to."""
+    shared = [f"shared {expert}" for expert in range(_n_shared(settings))]
+    gates = list(itertools.product(names.tasks, [*shared, "own"]))
+    inputs = names.inputs(settings.width)
+    experts = mlp_axes("experts", inputs, [*shared, *names.tasks], settings.expert_layers, gates)
+    return experts | tower_axes("towers", names.tasks)
+
+
+def _n_shared(settings: ModelSettings) -> int:
+    return max(settings.experts // 2, 1)
 
 
 def build(shape: Shape, settings: ModelSettings) -> nn.Module:

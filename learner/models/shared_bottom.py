@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from contracts.settings import ModelSettings
+from learner.models._axes import COMMON, Axes, Names, mlp_axes, tower_axes
 from learner.models._base import Shape
 from learner.models._blocks import CommonTowers, ParallelMlp
 from learner.viewers import Viewers
@@ -24,6 +25,13 @@ class SharedBottom(nn.Module):
         shared, _ = self.bottom(embeddings.flatten(1), dense, viewers)  # [1, N, H]
         logits: Tensor = self.towers(shared.expand(self._n_towers, -1, -1))
         return logits
+
+
+def axes(names: Names, settings: ModelSettings) -> Axes:
+    """What each parameter's indices belong to."""
+    inputs = names.inputs(settings.width)
+    bottom = mlp_axes("bottom", inputs, ["bottom"], settings.expert_layers)
+    return bottom | tower_axes("towers.towers", (*names.tasks, COMMON))
 
 
 def build(shape: Shape, settings: ModelSettings) -> nn.Module:

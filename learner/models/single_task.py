@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from contracts.settings import ModelSettings
+from learner.models._axes import Axes, Axis, Names, parallel_axes, tower_axes
 from learner.models._base import Shape
 from learner.models._blocks import ParallelLinear, Towers
 from learner.viewers import Viewers
@@ -34,6 +35,15 @@ class SingleTask(nn.Module):
             hidden = torch.relu(layer(hidden))
         logits: Tensor = self.towers(hidden)
         return logits
+
+
+def axes(names: Names, settings: ModelSettings) -> Axes:
+    """What each parameter's indices belong to."""
+    made = tower_axes("towers", names.tasks)
+    for place in range(len(settings.expert_layers)):
+        inputs = names.inputs(settings.width) if place == 0 else None
+        made |= parallel_axes(f"layers.{place}", Axis(names.tasks), inputs)
+    return made
 
 
 def build(shape: Shape, settings: ModelSettings) -> nn.Module:

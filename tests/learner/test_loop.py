@@ -390,17 +390,39 @@ def test_a_snapshot_of_other_settings_is_refused_by_both_names_and_what_differs(
     other = make_settings(tasks=[{"name": "content_view"}, {"name": "click"}])
     with pytest.raises(OtherSettingsError) as refused:
         check_snapshot(store.load(), other, layout_of(other))
-    for part in (settings.fingerprint(), other.fingerprint(), "v00000001", "tasks: snapshot", "new, empty folder"):
+    for part in (
+        settings.fingerprint(),
+        other.fingerprint(),
+        "v00000001",
+        "tasks.purchase is gone; tasks.click.window: snapshot 1800000ms, settings 86400000ms",
+        "new, empty folder",
+    ):
         assert part in str(refused.value)
+    assert "--allow-new-tasks" not in str(refused.value)
     wider = make_settings(model={"width": 5})
-    with pytest.raises(OtherSettingsError, match="features, model, embedding, events, negatives or batch differ"):
+    with pytest.raises(OtherSettingsError, match=r"model\.width: snapshot 4, settings 5"):
         check_snapshot(store.load(), wider, layout_of(wider))
+
+
+def test_where_tasks_or_fields_are_only_added_the_refusal_tells_how_to_take_them_up(
+    settings, layout, store, make_settings, layout_of
+) -> None:
+    Loop(settings, layout, store).loop.run([barrier(1)])
+    more = make_settings(
+        tasks=[*settings.shaping()["tasks"], {"name": "favourite"}],
+        fields=[{"source": "item.category"}, {"source": "item.brand"}],
+    )
+    with pytest.raises(OtherSettingsError) as refused:
+        check_snapshot(store.load(), more, layout_of(more))
+    assert "tasks.favourite is new; fields.item.brand is new. Take up what is new with `learn --allow" in str(
+        refused.value
+    )
 
 
 def test_a_snapshot_whose_columns_another_version_of_the_library_made_is_refused(settings, layout, store) -> None:
     Loop(settings, layout, store).loop.run([barrier(1)])
     newer = replace(layout, dense=(*layout.dense, "a new column"))
-    with pytest.raises(OtherSettingsError, match="dense; the snapshot is of library version"):
+    with pytest.raises(OtherSettingsError, match="dense of library version"):
         check_snapshot(store.load(), settings, newer)
 
 
