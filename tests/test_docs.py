@@ -58,3 +58,17 @@ def test_metric_names_follow_prometheus_conventions() -> None:
         assert (kind == "counter") == name.endswith("_total"), name
         assert not labels & {"user", "item", "user_id", "item_id", "le", "job", "instance"}, name
         assert not re.search(r"_(ms|milliseconds|kb|mb|mib)(_|$)", name), name
+
+
+def test_every_test_that_the_table_of_faults_names_is_there() -> None:
+    table = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").partition("## Faults")[2].partition("\n##")[0]
+    rows = [line.rstrip("| ").rpartition(" | ")[2] for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 25
+    for row in rows:
+        named = re.findall(r"`([a-z_]+/test_\w+\.py)`(?:: ([^`;,|]+?)…)?", row)
+        assert named, f"no test: {row}"
+        for file, title in named:
+            path = ROOT / "tests" / file
+            assert path.is_file(), row
+            tests = " ".join(re.findall(r"def test_(\w+)", path.read_text(encoding="utf-8"))).replace("_", " ")
+            assert title in tests, f"{file} has no test `{title}…`"

@@ -75,7 +75,7 @@ class Network(nn.Module):
         n_tasks = len(layout.tasks)
         self.embedding_width = settings.width * (n_tasks if module.EMBEDDINGS_PER_TASK else 1)
         embedded = (*layout.fields, *(f"history {kind}" for kind in layout.event_types))
-        self._module, self._settings = module, settings
+        self._axes_of, self._settings = getattr(module, "axes", None), settings
         self.names = Names(layout.tasks, embedded, layout.dense)
         shape = Shape(n_tasks, len(embedded), settings.width, len(layout.dense))
         # The modules draw their initial weights from torch's global generator: fork it, so that nobody else notices.
@@ -101,12 +101,12 @@ class Network(nn.Module):
 
         :raises ValueError: the architecture does not say.
         """
-        if not hasattr(self._module, "axes"):
+        if self._axes_of is None:
             raise ValueError(
                 f"the model `{self._settings.name}` does not say what its weights belong to: give it `axes`"
             )
         tasks, dense = Axis(self.names.tasks), Axis(self.names.dense, is_input=True)
-        deep: Axes = self._module.axes(self.names, self._settings)
+        deep: Axes = self._axes_of(self.names, self._settings)
         return {
             **{f"deep.{name}": axes for name, axes in deep.items()},
             "wide.weight": (tasks, dense),
