@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -348,9 +349,7 @@ class SnapshotSettings(_Section):
     every_ms: DurationMs = Field(default=MINUTE, alias="every")
     every_events: int = Field(default=200_000, ge=1)
     delta_seconds: float = Field(default=0.0, ge=0, le=86_400)
-    """Between two snapshots, what scoring needs of the weights that changed, so often on the wall clock; 0: never.
-
-    Off by default: a delta moves the weights on, not the profiles, which follow with the next snapshot (ADR 12).
+    """Between two snapshots, what scoring needs of that which changed, so often on the wall clock; 0: never (ADR 23).
     """
     keep: int = Field(default=3, ge=1)
     hold_above_ne: float = Field(default=1.0, ge=0)
@@ -488,6 +487,11 @@ class Settings(_Section):
             self.mode == "exposure" and task.event_type != self.events.exposure and task.delay == "delay_head"
             for task in self.tasks
         )
+
+    def unsaved(self) -> "Settings":
+        """The same for a run that keeps nothing: no cut is due but the one at the end."""
+        never = {"every_events": sys.maxsize, "every_ms": sys.maxsize, "delta_seconds": 0.0}
+        return self.model_copy(update={"snapshot": self.snapshot.model_copy(update=never)})
 
     def fingerprint(self) -> str:
         """A hash of the settings that a snapshot's arrays depend on; a snapshot resumes only under the same one."""
