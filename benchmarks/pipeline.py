@@ -80,7 +80,7 @@ def evaluate(path: Path, settings: Settings) -> Run:
     """What `anabranch evaluate --ranking 0` does, in one process or two as the settings say."""
     registry, span, n_events = CollectorRegistry(), Span(), 0
     with start_feed(settings.processes) as feed:
-        feed.open(settings, partial(log_inputs, settings, None, path, None), registry, lambda: False)
+        feed.open(settings.unsaved(), partial(log_inputs, settings, None, path, None), registry, lambda: False)
         assembly = assemble_behind(settings, feed, LearnerMetrics(registry, settings.evaluation.detector))
 
         def progress(batch: Batch) -> None:

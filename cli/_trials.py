@@ -161,7 +161,7 @@ class Experiment:
         settings, how = self.settings({})
         with ThreadFeed() as feed:
             inputs = partial(log_inputs, settings, how, self.log, self.format)
-            feed.open(settings, inputs, CollectorRegistry(), lambda: False)
+            feed.open(settings.unsaved(), inputs, CollectorRegistry(), lambda: False)
             n_events = sum(piece.n_events for piece in feed.stream() if isinstance(piece, Batch))
         begun = replace(self, n_events=round(share * n_events))
         score = begun.search({}, lambda *_: None)
@@ -217,7 +217,7 @@ class Experiment:
         registry = CollectorRegistry()
         with ThreadFeed() as feed:
             inputs = partial(log_inputs, settings, how, self.log, self.format)
-            feed.open(settings, inputs, registry, lambda: enough(feed))
+            feed.open(settings.unsaved(), inputs, registry, lambda: enough(feed))
             assembly = assemble_behind(settings, feed, LearnerMetrics(registry, settings.evaluation.detector))
             assembly.run(lambda batch: learned(batch, assembly.trainer))
             assembly.close_open_windows()

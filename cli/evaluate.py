@@ -200,7 +200,7 @@ def _evaluate(
     from learner.metrics import LearnerMetrics
 
     registry = CollectorRegistry()
-    feed.open(settings, partial(log_inputs, settings, how, path, format_), registry, lambda: False)
+    feed.open(settings.unsaved(), partial(log_inputs, settings, how, path, format_), registry, lambda: False)
     metrics = LearnerMetrics(registry, settings.evaluation.detector)
     assembly = assemble_behind(settings, feed, metrics, variants=compared)
     if page is not None:

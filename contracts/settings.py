@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -361,10 +362,7 @@ class SnapshotSettings(_Section):
     every_ms: DurationMs = Field(default=MINUTE, alias="every")
     every_events: int = Field(default=5_000_000, ge=1)
     delta_seconds: float = Field(default=0.0, ge=0, le=86_400)
-    """Between two snapshots, what scoring needs of the weights that changed, so often on the wall clock; 0: never.
-
-    Off by default: a delta moves the weights on, not the profiles, which follow with the next snapshot (ADR 12).
-    """
+    """Between two snapshots, what scoring needs of that which changed, so often on the wall clock; 0: never (ADR 23)."""
     keep: int = Field(default=3, ge=1)
     hold_above_ne: float = Field(default=1.0, ge=0)
     """A task that was at or below this normalised entropy (sliding window) and then stays above it holds snapshots
@@ -512,6 +510,11 @@ class Settings(_Section):
         :param only_changed: without those at their default.
         """
         return self.model_dump(mode="json", by_alias=True, include=_SHAPING, exclude_defaults=only_changed)
+
+    def unsaved(self) -> "Settings":
+        """The same for a run that keeps nothing: no cut is due but the one at the end."""
+        never = {"every_events": sys.maxsize, "every_ms": sys.maxsize, "delta_seconds": 0.0}
+        return self.model_copy(update={"snapshot": self.snapshot.model_copy(update=never)})
 
     def fingerprint(self) -> str:
         """A short name for the shaping settings. What a later version adds, at its default, does not change it."""

@@ -79,7 +79,7 @@ def run(log: Log, seed: int, most: int) -> tuple[dict[str, list[Metrics]], int]:
     n_events = 0
     with ThreadFeed() as feed:
         inputs = partial(log_inputs, settings, how, log.path, log.format)
-        feed.open(settings, inputs, CollectorRegistry(), lambda: False)
+        feed.open(settings.unsaved(), inputs, CollectorRegistry(), lambda: False)
         with closing(feed.stream()) as stream:
             for batch in stream:
                 if not isinstance(batch, Batch):

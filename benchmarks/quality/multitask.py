@@ -42,7 +42,7 @@ def run(seed: int, n_events: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, ThreadFeed() as feed:
         log = Path(folder) / "shop.jsonl"
         write_log(log, shop.events())
-        feed.open(settings, partial(log_inputs, settings, None, log, None), registry, lambda: False)
+        feed.open(settings.unsaved(), partial(log_inputs, settings, None, log, None), registry, lambda: False)
         metrics = LearnerMetrics(registry, settings.evaluation.detector)
         assembly = assemble_behind(settings, feed, metrics, variants=variants(settings, [_RIVAL]))
         assembly.run()
