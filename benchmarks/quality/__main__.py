@@ -83,6 +83,7 @@ def run(log: Log, seed: int, most: int) -> tuple[dict[str, list[Metrics]], int]:
         with closing(feed.stream()) as stream:
             for batch in stream:
                 if not isinstance(batch, Batch):
+                    batch.release()  # the ingest makes no further barrier before
                     continue
                 for method in methods:
                     method.step(batch)
