@@ -2,9 +2,10 @@
 
 python -m benchmarks.quality [--data DIR] [--movielens ml-100k.inter] [--seeds 3] [--most 30000]
 
-DIR holds `taobao/UserBehavior.csv.gz`; nothing is downloaded. Every method sees the same stream, the same sampled items
-and the same candidates in one pass; each event is ranked among 99 other items before it is learned. A seed decides
-samples, candidates and initial weights.
+DIR holds `taobao/UserBehavior.csv.gz`; nothing is downloaded. A log is read in the order of its lines: sort
+ml-100k.inter by time first. Every method sees the same stream, the same sampled items and the same candidates in one
+pass; each event is ranked among 99 other items before it is learned. A seed decides samples, candidates and initial
+weights.
 """
 
 import argparse
@@ -83,6 +84,7 @@ def run(log: Log, seed: int, most: int) -> tuple[dict[str, list[Metrics]], int]:
         with closing(feed.stream()) as stream:
             for batch in stream:
                 if not isinstance(batch, Batch):
+                    batch.release()  # the ingest makes no further barrier before
                     continue
                 for method in methods:
                     method.step(batch)
