@@ -13,7 +13,7 @@ KAFKA_READY := .kafka/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup kafka demo test crash-matrix check fix bench bench-quality compose-check clean
+.PHONY: help setup kafka demo test crash-matrix soak check fix bench bench-quality compose-check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: $(READY) ## Run every test (those that need Apache Kafka skip, and say so,
 
 crash-matrix: $(READY) ## Kill the learner 200 times, at every point of a publish and at random; prints the kills
 	$(BIN)/pytest -q -m matrix tests/flow/test_crash_matrix.py $(ARGS)
+
+soak: $(BENCH_READY) $(KAFKA_READY) ## Learn over simulated weeks with restarts, 25 minutes; fails where something grows (ARGS="--plot F.svg")
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 check: $(READY) ## Lint, format and types
 	$(BIN)/ruff check .
