@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import Counter
 
 from contracts.batch import Barrier, Batch, Int64s, RankingRows, Rows
 from contracts.records import Offsets, Partition, Record, decode_offsets, encode_offsets
 from contracts.settings import Settings
 from features.encoder import Encoded, Encoder
-from features.profiles import load_profiles, new_profiles, save_profiles
+from features.profiles import load_profiles, n_evicted, new_profiles, save_profiles
 from features.schema import FeatureSchema
 from streamer.batching import KIND, MOST_BATCHES, N_INTEGERS, EventBuffer, Piece
 from streamer.deadletter import DeadLetterSink
@@ -88,7 +89,7 @@ class Ingest:
         self._tally = Tally(*(np.zeros(n, np.int64) for n in (1, n_tasks, n_tasks)))
         self._offsets: Offsets = {}
         self._barrier_events = 0
-        self._n_evicted = 0
+        self._told: dict[str, int] = {}
         self._n_skipped: dict[Partition, int] = {}
 
     @property
@@ -168,7 +169,7 @@ class Ingest:
         self.n_events, self.n_rejected = state["n_events"], state["n_rejected"]
         self._barrier_events = state["n_events"]
         self._offsets = decode_offsets(state["offsets"])
-        self._n_evicted = self._joiner.n_evicted
+        self._told = {name: total for name, _, total in self._totals()}
 
     def _closed(self, records: Sequence[Record]) -> Iterator[Batch]:
         """The batches that these records close. Whoever stops between two stands before the record that comes next."""
@@ -289,6 +290,13 @@ class Ingest:
             return None
         return RankingRows(encoded.ranking, task[encoded.ranked_event], encoded.tie_breaks)
 
+    def _totals(self) -> Iterator[tuple[str, Counter, int]]:
+        """What went at each cap since the state began: name, metric, how often."""
+        yield "exposures", self._metrics.evicted, self._joiner.n_evicted
+        yield "generations", self._metrics.ended_early, self._seen.ended_early
+        for what, total in n_evicted(self.profiles).items():
+            yield what, self._metrics.forgotten.labels(what), total
+
     def _barrier_due(self) -> bool:
         n_new, snapshot = self.n_events - self._barrier_events, self._settings.snapshot
         if n_new >= snapshot.every_events:
@@ -307,8 +315,9 @@ class Ingest:
         for counts in self._tally:
             counts[:] = 0
         metrics.open_keys.set(self._joiner.n_open)
-        metrics.evicted.inc(self._joiner.n_evicted - self._n_evicted)
-        self._n_evicted = self._joiner.n_evicted
+        for name, counter, total in self._totals():
+            counter.inc(total - self._told.get(name, 0))
+            self._told[name] = total
         for (topic, partition), lag in self._source.lag().items():
             metrics.lag.labels(topic, str(partition)).set(lag)
         condition = self._source.condition()
