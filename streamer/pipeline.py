@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter
 
-from contracts.batch import Barrier, Batch, Int64s, RankingRows, Rows
+from contracts.batch import INGEST_GROUPS, Barrier, Batch, Int64s, RankingRows, Rows
 from contracts.records import Offsets, Partition, Record, decode_offsets, encode_offsets
 from contracts.settings import Settings
 from features.encoder import Encoded, Encoder
@@ -30,7 +30,6 @@ from streamer.batching import KIND, MOST_BATCHES, N_INTEGERS, EventBuffer, Piece
 from streamer.deadletter import DeadLetterSink
 from streamer.decode import EventDecoder
 from streamer.deduplicate import Deduplicator
-from streamer.feed import INGEST_GROUPS
 from streamer.join import Joiner
 from streamer.match import Gatherer, Tally, rules_of, take
 from streamer.metrics import StreamMetrics
