@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 # Handed to pytest, or to the benchmarks: make test ARGS="-k snapshot"
 ARGS ?=
+# How long `make fuzz` takes.
+SECONDS ?= 60
 
 BIN := .venv/bin
 PACKAGES := contracts features streamer learner serving cli
@@ -13,7 +15,7 @@ KAFKA_READY := .kafka/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup kafka demo test crash-matrix check fix bench bench-quality compose-check clean
+.PHONY: help setup kafka demo test crash-matrix soak fuzz check fix bench bench-quality compose-check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +33,14 @@ test: $(READY) ## Run every test (those that need Apache Kafka skip, and say so,
 
 crash-matrix: $(READY) ## Kill the learner 200 times, at every point of a publish and at random; prints the kills
 	$(BIN)/pytest -q -m matrix tests/flow/test_crash_matrix.py $(ARGS)
+
+soak: $(BENCH_READY) $(KAFKA_READY) ## Learn over simulated weeks with restarts, 25 minutes; fails where something grows (ARGS="--plot F.svg")
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+fuzz: $(READY) ## Feed the decoder bytes nobody would send, for a minute (SECONDS=60), by atheris
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	mkdir -p .fuzz
+	$(BIN)/python tests/fuzz/decoding.py .fuzz tests/fuzz/corpus -max_total_time=$(SECONDS) -artifact_prefix=.fuzz/
 
 check: $(READY) ## Lint, format and types
 	$(BIN)/ruff check .
@@ -51,7 +61,7 @@ compose-check: $(READY) ## Validate docker-compose.yml and what it mounts
 	$(BIN)/pytest -q -rs tests/deploy/test_compose.py
 
 clean: ## Remove all that make made: .venv, .kafka, caches (snapshots stay)
-	rm -rf .venv .kafka build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .kafka .fuzz build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./.git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from cli._growth import take_up
-from contracts.batch import Batch
+from contracts.batch import INGEST_GROUPS, Batch
 from contracts.settings import Settings
 from features.schema import FeatureSchema
 from learner.comparison import Comparison
@@ -21,7 +21,7 @@ from learner.snapshot import Snapshot, SnapshotStore
 from learner.trainer import Trainer, use_threads
 from streamer.deadletter import DeadLetterSink
 from streamer.decode import EventDecoder
-from streamer.feed import INGEST_GROUPS, Feed, Inputs
+from streamer.feed import Feed, Inputs
 from streamer.prefetch import ThreadFeed
 from streamer.sources._base import Source
 

@@ -128,6 +128,10 @@ def nothing_to_release() -> None:
     """What there is to release where nobody waits for it."""
 
 
+INGEST_GROUPS = ("profiles", "join", "seen", "open_batch")
+"""The groups of arrays in a snapshot that are an ingest's; the others are the learner's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Barrier:
     """The cut that travels with the data (DESIGN §4): everything before it is in the batches before it.

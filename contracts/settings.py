@@ -362,7 +362,7 @@ class SnapshotSettings(_Section):
     every_ms: DurationMs = Field(default=MINUTE, alias="every")
     every_events: int = Field(default=5_000_000, ge=1)
     delta_seconds: float = Field(default=0.0, ge=0, le=86_400)
-    """Between two snapshots, what scoring needs of that which changed, so often on the wall clock; 0: never (ADR 23)."""
+    """Between two snapshots, what scoring needs of all that changed, so often on the wall clock; 0: never (ADR 23)."""
     keep: int = Field(default=3, ge=1)
     hold_above_ne: float = Field(default=1.0, ge=0)
     """A task that was at or below this normalised entropy (sliding window) and then stays above it holds snapshots

@@ -243,6 +243,12 @@ def remember(
             add(profiles.pairs, pair_key(user, value), now_ms, kind, profiles.half_lives_ms)
 
 
+def n_evicted(profiles: Profiles) -> dict[str, int]:
+    """How often each part forgot something because it was full."""
+    kept = {name: int(getattr(profiles, name).counts[1]) for name in ("users", "items")}
+    return kept | {name: int(getattr(profiles, name).evicted[0]) for name in ("pairs", "values", "covisits")}
+
+
 def save_profiles(profiles: Profiles, *, changes: bool = False) -> dict[str, NDArray[Any]]:
     """The profiles as named arrays, only the parts in use, all copies. From here on the next changes count.
 

@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from streamer.sources._base import Source
 
 
-INGEST_GROUPS = ("profiles", "join", "seen", "open_batch")
-"""The groups of arrays in a snapshot that are an ingest's; the others are the learner's."""
-
-
 class IngestProcessError(RuntimeError):
     """The ingest's process ended without saying why."""
 

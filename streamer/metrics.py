@@ -33,6 +33,15 @@ class StreamMetrics:
         self.open_keys = gauge("anabranch_joiner_open_keys", "Exposures waiting for labels.")
         self.orphans = counter("anabranch_joiner_orphans", "Outcomes without an open exposure.", ("task",))
         self.evicted = counter("anabranch_joiner_evicted", "Exposures given up because too many were open.")
+        self.forgotten = counter(
+            "anabranch_state_evicted",
+            "What was forgotten at a cap: users and items, counters of pairs, values and co-visits.",
+            ("what",),
+        )
+        self.ended_early = counter(
+            "anabranch_deduplicate_ended_early",
+            "Generations of event ids that ended before their time: they were full.",
+        )
         self.late = counter("anabranch_labels_late", "Outcomes after their attribution window.", ("task",))
 
 

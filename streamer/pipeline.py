@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import Counter
 
-from contracts.batch import Barrier, Batch, Int64s, RankingRows, Rows
+from contracts.batch import INGEST_GROUPS, Barrier, Batch, Int64s, RankingRows, Rows
 from contracts.records import Offsets, Partition, Record, decode_offsets, encode_offsets
 from contracts.settings import Settings
 from features.encoder import Encoded, Encoder
-from features.profiles import load_profiles, new_profiles, save_profiles
+from features.profiles import load_profiles, n_evicted, new_profiles, save_profiles
 from features.schema import FeatureSchema
 from streamer.batching import KIND, MOST_BATCHES, N_INTEGERS, EventBuffer, Piece
 from streamer.deadletter import DeadLetterSink
 from streamer.decode import EventDecoder
 from streamer.deduplicate import Deduplicator
-from streamer.feed import INGEST_GROUPS
 from streamer.join import Joiner, outcomes_of
 from streamer.match import Gatherer, Tally, rules_of, take
 from streamer.metrics import StreamMetrics
@@ -85,7 +85,7 @@ class Ingest:
         self._barrier_events = self._cut_events = 0
         self._cut_clock_ms = self._barrier_clock_ms
         self._held = False  # the arrays of the last cut are still in use
-        self._n_evicted = 0
+        self._told: dict[str, int] = {}
         self._n_skipped: dict[Partition, int] = {}
 
     @property
@@ -171,7 +171,7 @@ class Ingest:
         self.n_events, self.n_rejected = state["n_events"], state["n_rejected"]
         self._barrier_events = self._cut_events = state["n_events"]
         self._offsets = decode_offsets(state["offsets"])
-        self._n_evicted = self._joiner.n_evicted
+        self._told = {name: total for name, _, total in self._totals()}
 
     def _closed(self, records: Sequence[Record]) -> Iterator[Batch]:
         """The batches that these records close. Whoever stops between two stands before the record that comes next."""
@@ -292,6 +292,13 @@ class Ingest:
             return None
         return RankingRows(encoded.ranking, task[encoded.ranked_event], encoded.tie_breaks)
 
+    def _totals(self) -> Iterator[tuple[str, Counter, int]]:
+        """What went at each cap since the state began: name, metric, how often."""
+        yield "exposures", self._metrics.evicted, self._joiner.n_evicted
+        yield "generations", self._metrics.ended_early, self._seen.ended_early
+        for what, total in n_evicted(self.profiles).items():
+            yield what, self._metrics.forgotten.labels(what), total
+
     def _due_cut(self) -> Iterator[Barrier]:
         """The barrier or the delta that is due, if one is.
 
@@ -329,8 +336,9 @@ class Ingest:
         for counts in self._tally:
             counts[:] = 0
         metrics.open_keys.set(self._joiner.n_open)
-        metrics.evicted.inc(self._joiner.n_evicted - self._n_evicted)
-        self._n_evicted = self._joiner.n_evicted
+        for name, counter, total in self._totals():
+            counter.inc(total - self._told.get(name, 0))
+            self._told[name] = total
         for (topic, partition), lag in self._source.lag().items():
             metrics.lag.labels(topic, str(partition)).set(lag)
         condition = self._source.condition()

@@ -116,7 +116,7 @@ class Running:
         return found
 
     def metrics(self) -> dict[str, float]:
-        """Every sample of `/metrics`, summed over the labels but ``reason``: ``name`` or ``name reason``."""
+        """Every sample of `/metrics`: ``name``, or ``name reason`` (or ``what``); summed over other labels."""
         url = self.said(r"Metrics on (http://\S+/metrics)")[1]
         try:
             with urllib.request.urlopen(url, timeout=10) as reply:
@@ -127,7 +127,7 @@ class Running:
         found: dict[str, float] = {}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                name = " ".join([sample.name, *filter(None, [sample.labels.get("reason")])])
+                name = " ".join([sample.name, *filter(None, [sample.labels.get("reason"), sample.labels.get("what")])])
                 found[name] = found.get(name, 0.0) + sample.value
         return found
 

@@ -5,7 +5,7 @@ which is what makes hundreds of kills affordable; each is a process of its own, 
 
 ``kill`` is a point that the run itself dies at, ``[what, nth]``: the nth ``step``, halfway through; the nth
 ``barrier``, before the store is told; the nth point in disk operations of the first ``publish``, or of the ``cleanup``
-at the start (exit 99: there were fewer). ``after_seconds``: the driver kills it from outside.
+at the start (exit 99: there were fewer), or of the deltas. ``after_seconds``: the driver kills it from outside.
 """
 
 import json
@@ -70,6 +70,7 @@ def arm(countdown):
         setattr(Disk, name, dying(getattr(Disk, name), None))
 
     update, publish, acquire = EmbeddingTable.update, SnapshotStore.publish, SnapshotStore.acquire
+    publish_delta = SnapshotStore.publish_delta
 
     def updated(*arguments):
         update(*arguments)
@@ -85,7 +86,15 @@ def arm(countdown):
             os._exit(NO_SUCH_POINT)
         return manifest
 
+    def published_delta(self, *arguments, **names):
+        countdown.phase = "delta"
+        try:
+            return publish_delta(self, *arguments, **names)
+        finally:
+            countdown.phase = "learning"
+
     EmbeddingTable.update, SnapshotStore.publish = updated, published
+    SnapshotStore.publish_delta = published_delta
 
     def acquired(self):
         held, before = self._lock.held, countdown.phase

@@ -36,6 +36,7 @@ class Driver:
                 "ANABRANCH__PROCESSES": "1",
                 "ANABRANCH__KAFKA__GROUP": f"{flow.folder.name}-{number}",
                 "ANABRANCH__SNAPSHOT__KEEP": str(keep),
+                "ANABRANCH__SNAPSHOT__DELTA_SECONDS": "0.005",
             },
             "log": str(flow.folder / "crashes.log"),
             **how,
@@ -62,8 +63,9 @@ def a_way_to_die(chance):
     """At a moment from outside, or at a point inside."""
     if chance.random() < 0.5:
         return {"after_seconds": chance.uniform(0.05, 1.0)}
-    what = chance.choice(["step", "barrier", "publish", "publish", "cleanup"])
-    return {"kill": [what, chance.randint(1, {"step": 12, "barrier": 3, "publish": 70, "cleanup": 3}[what])]}
+    most = {"step": 12, "barrier": 3, "publish": 70, "cleanup": 3, "delta": 20}
+    what = chance.choice([*most, "publish"])
+    return {"kill": [what, chance.randint(1, most[what])]}
 
 
 def learn_and_kill(driver, flow, chance, n_kills):
@@ -84,7 +86,7 @@ def random_kills(driver, straight, tmp_path, same_state, n_kills, seed):
         n_logs += 1
         flow = type(straight.flow)(tmp_path / f"log-{n_logs}")
         flow.folder.mkdir()
-        flow.configure(straight.stream, every_events=chance.choice([150, 400]))
+        flow.configure(straight.stream, every_events=chance.choice([150, 400, 1_500]))
         killed += learn_and_kill(driver, flow, chance, n_kills - killed)
         same_state(flow.newest(), straight.flow.newest())
     print(f"{killed} kills at random over {n_logs} passes of {len(straight.stream.events)} events")
@@ -114,6 +116,15 @@ def test_a_kill_within_a_batch_before_a_publish_and_in_each_kind_of_write_leaves
     flow.configure(straight.stream, every_events=150)
     for number, point in enumerate(CHOSEN):
         assert driver.run(flow, number, kill=point) == -9, point
+    assert driver.run(flow, "end") == 0
+    same_state(flow.newest(), straight.flow.newest())
+
+
+def test_a_kill_within_a_delta_leaves_no_trace(driver, straight, flow, same_state):
+    flow.configure(straight.stream, every_events=1_500)  # time for deltas in between
+    for number, nth in enumerate((1, 2)):  # before its folder is made; its first file half written
+        assert driver.run(flow, number, kill=("delta", nth)) == -9, nth
+        assert flow.newest().skipped == ()
     assert driver.run(flow, "end") == 0
     same_state(flow.newest(), straight.flow.newest())
 
