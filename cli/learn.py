@@ -150,6 +150,8 @@ def run(
     from cli._standby import stand_by
     from contracts.components import load
     from contracts.settings import environment_names
+    from features.schema import FeatureSchema
+    from learner.loop import check_snapshot
     from learner.metrics import LearnerMetrics
     from learner.snapshot import SnapshotStore
 
@@ -175,6 +177,9 @@ def run(
             stack.enter_context(store)
         started = time.perf_counter()
         snapshot = _newest(store, fresh=start_ms is not None)
+        if snapshot and not allow_new_tasks:
+            # Before the group is joined: who leaves while it forms can hold it up.
+            check_snapshot(snapshot, settings, FeatureSchema.of(settings).layout)
         resume = snapshot.manifest.resume_offsets if snapshot else None
         feed.open(settings, partial(topic_inputs, settings, how, resume, start_ms, until_end), REGISTRY, stop)
         assembly = assemble_behind(
