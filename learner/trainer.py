@@ -50,6 +50,8 @@ _MOST_THREADS = 4
 _RANKING_CHUNK = 4096
 _LOOK_EVERY = 200
 """Learning steps between two looks at the tasks' gradients, each a backward pass a task, and at their gates."""
+_MEAN_ROWS_STEPS = 1000
+"""Learning steps that the mean size of a batch looks back over, as Adam's second moment does."""
 _WATCH_EVERY = 50
 """Learning steps between two looks of the watchdog: adding up the window costs more than a step should."""
 
@@ -97,7 +99,7 @@ class Trainer:
         self.n_learned = np.zeros(len(layout.tasks), np.int64)
         self.n_positives = np.zeros(len(layout.tasks), np.int64)
         self.n_late = np.zeros(len(layout.tasks), np.int64)
-        self._n_steps = 0
+        self._n_steps, self._mean_rows = 0, 0.0
         self._seed, self._dropout = settings.seed, train.dropout
         self._clip_norm = train.clip_norm
         self._store = ExampleStore(layout)
@@ -176,17 +178,21 @@ class Trainer:
         require_finite("loss", math.isfinite(total.item()), rows.dense, self.layout)
         of_embedded, *of_weights = torch.autograd.grad(total, [embedded, *self._parameters], materialize_grads=True)
         gradient = torch.cat([one.reshape(-1) for one in of_weights])
+        # A mean loss would let an example of a small batch weigh more than its like in a big one (ADR 21).
+        n_rows, step = float(counts.max()), self._n_steps + 1
+        mean_rows = self._mean_rows + (n_rows - self._mean_rows) / min(step, _MEAN_ROWS_STEPS)
+        gradient.mul_(n_rows / mean_rows)
         norm = gradient.norm().item()
         require_finite("gradient", math.isfinite(norm + of_embedded.norm().item()), rows.dense, self.layout)
 
         # Sound: from here on the batch leaves its traces.
-        self._n_steps += 1
+        self._n_steps, self._mean_rows = step, mean_rows
         if self._see(batch):
             ids, history = self.table.rows(rows)
         self._take_scores(batch, raw, ranked)
         self.readout.calibrate(learned, labels, learn, None if late is None else late.numpy())
         self._descend(gradient, norm)
-        self.table.update(ids, history, of_embedded, float(counts.max()), self._pull.l1, self._pull.l2)
+        self.table.update(ids, history, of_embedded, n_rows, self._pull.l1, self._pull.l2)
         self.n_learned += counts
         self.n_positives += positives
         self.n_late += n_late
@@ -338,6 +344,7 @@ class Trainer:
             "quality": quality_state,
             "detectors": [detector.state() for detector in self.detectors],
             "n_steps": self._n_steps,
+            "mean_rows": self._mean_rows,
             "n_skipped": dict(self.n_skipped),
             "watchdog": self.watchdog.state(),
             "n_learned": self.n_learned.tolist(),
@@ -371,7 +378,7 @@ class Trainer:
         self.quality.restore(state["quality"], groups["quality"])
         for detector, saved in zip(self.detectors, state["detectors"], strict=True):
             detector.restore(saved)
-        self._n_steps = state["n_steps"]
+        self._n_steps, self._mean_rows = state["n_steps"], state["mean_rows"]
         self.n_skipped = dict.fromkeys(REASONS, 0) | state["n_skipped"]
         self.watchdog.restore(state["watchdog"])
         self.n_learned, self.n_positives = np.array(state["n_learned"]), np.array(state["n_positives"])

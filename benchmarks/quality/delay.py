@@ -1,7 +1,7 @@
 """What each way to learn late labels costs: half of the simulated shop's purchases come after the wait.
 
 One stream per seed, read by the ingest as each `delay` says. Every way is measured alike: normalised entropy of the
-purchase's final label, by the score of its exposure, over the last half; calibration as Σ predicted / Σ true
+purchase's final label, by the score of its exposure, over the last half of the windows that closed; calibration as Σ predicted / Σ true
 probability. The gap is from dropping what comes late to an oracle that knows every label at the exposure.
 
 python -m benchmarks.quality.delay
@@ -93,8 +93,8 @@ def final_labels(stream: Stream) -> list[Float32s]:
     return labels
 
 
-def ways(path: Path) -> Iterator[tuple[str, Settings, list[Batch], Batch]]:
-    """Name, settings, batches, and the labels of what is still open at the end."""
+def ways(path: Path) -> Iterator[tuple[str, Settings, list[Batch]]]:
+    """Name, settings and batches."""
     wait, head, at_once = (Stream(path, delay) for delay in ("wait", "delay_head", "fnc_in_loss"))
     nothing = [np.zeros_like(batch.matured_learn) for batch in wait.batches]
     yield (
@@ -104,25 +104,23 @@ def ways(path: Path) -> Iterator[tuple[str, Settings, list[Batch], Batch]]:
             replace(batch, labels=labels, learn=(batch.slot >= 0)[:, None], matured_learn=none)
             for batch, labels, none in zip(wait.batches, final_labels(wait), nothing, strict=True)
         ],
-        wait.last,
     )
     # Read with a wait, learned by a loss that knows nothing of it.
     early = [replace(batch, matured_learn=batch.matured_learn & ~batch.matured_late) for batch in head.batches]
-    yield "late positives dropped", wait.settings, early, head.last
-    yield "late positives learned, loss unaware", wait.settings, head.batches, head.last
-    yield "wait (the whole window)", wait.settings, wait.batches, wait.last
+    yield "late positives dropped", wait.settings, early
+    yield "late positives learned, loss unaware", wait.settings, head.batches
+    yield "wait (the whole window)", wait.settings, wait.batches
     for name, stream in (("fnc_in_loss", at_once), (f"delay_head, wait {_WAIT}", head)):
-        yield name, stream.settings, stream.batches, stream.last
+        yield name, stream.settings, stream.batches
         calibrated = settings_of(stream.settings.tasks[0].delay, calibration=True)
-        yield f"{name}, calibrated online", calibrated, stream.batches, stream.last
+        yield f"{name}, calibrated online", calibrated, stream.batches
 
 
-def measured(settings: Settings, batches: list[Batch], last: Batch) -> tuple[float, float]:
-    """Normalised entropy and calibration."""
+def measured(settings: Settings, batches: list[Batch]) -> tuple[float, float]:
+    """Normalised entropy and calibration over the windows that closed: what is open yet has labels to come."""
     trainer = Trainer(settings, FeatureSchema.of(settings).layout)
     for batch in batches:
         trainer.step(batch)
-    trainer.measure(last)
     report = trainer.quality.report()[_TASK]
     found, truth = report["last_half"], report["oracle"]["last_half"]
     return found["ne"], found["calibration"] / truth["calibration"]
@@ -146,9 +144,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "log.jsonl"
             write_log(path, shop(seed, options.events).events())
-            for name, settings, batches, last in ways(path):
+            for name, settings, batches in ways(path):
                 say(f"seed {seed}: {name}")
-                found.setdefault(name, []).append(measured(settings, batches, last))
+                found.setdefault(name, []).append(measured(settings, batches))
         shares.append(late_share(batches))
     table = Table(title=f"Late labels: {statistics.mean(shares):.0%} of purchases after the wait; mean (min, max)")
     for column in ("way", "NE, last half", "predicted / true", "gap closed"):

@@ -143,3 +143,37 @@ def test_calibration_knows_that_a_late_positive_was_a_negative_before() -> None:
         platt.update(0, raw.astype(np.float32), labels.astype(np.float32), 0.5)
     assert platt.slopes[0] == pytest.approx(1.0, abs=0.05)
     assert platt.shifts[0] == pytest.approx(-0.5, abs=0.05)
+
+
+def test_a_late_positive_weighs_as_much_as_its_negative_in_batches_of_other_sizes(
+    make_settings, layout_of, make_batch
+) -> None:
+    """Big and small batches take turns; what was shown in a big one is bought within the small one behind it."""
+    settings = make_settings(tasks=tasks("fnc_in_loss"))
+    layout, rng = layout_of(settings), np.random.default_rng(0)
+    trainer = Trainer(settings, layout)
+    big, small = 240, 16
+    shown = np.arange(big)
+    for index in range(400):
+        n = small if index % 2 else big
+        batch = make_batch(layout, n, rng, index)
+        batch.rows.dense[:] = 0
+        nothing = np.zeros((n, 1), np.bool_)
+        bought = shown[rng.random(big) < 0.1] if index % 2 else NO_SLOT
+        one = np.ones((len(bought), 1), np.bool_)
+        trainer.step(
+            replace(
+                batch,
+                slot=np.full(n, -1, np.int64) if index % 2 else shown,
+                labels=nothing.astype(np.float32),
+                known=nothing,
+                learn=nothing if index % 2 else ~nothing,
+                matured_slot=bought,
+                matured_labels=one.astype(np.float32),
+                matured_known=~one,
+                matured_learn=one,
+                matured_late=one,
+            )
+        )
+    said = torch.sigmoid(torch.from_numpy(trainer.logits(batch.rows))).mean().item()
+    assert said == pytest.approx(0.1, rel=0.15)
