@@ -90,27 +90,31 @@ class _Learning:
         """Examples a second, of the steps behind a snapshot that is written."""
         registry = CollectorRegistry()
         metrics = LearnerMetrics(registry, self._settings.evaluation.detector)
-        snapshot = self._settings.snapshot.model_copy(update={"delta_seconds": delta_seconds})
         with SnapshotStore(self._directory, 1) as store:
-            settings = self._settings.model_copy(update={"snapshot": snapshot})
-            loop = LearnerLoop(settings, self._trainer, metrics, store)
+            loop = LearnerLoop(self._settings, self._trainer, metrics, store)
             seconds: list[float] = []
-            loop.run(self._stream(seconds, saving=saving))
+            loop.run(self._stream(seconds, saving=saving, delta_seconds=delta_seconds))
+        if delta_seconds and not registry.get_sample_value("anabranch_delta_seconds_count"):
+            raise RuntimeError("No delta was written: the rate would be that of learning alone.")
         if saving:
             value = registry.get_sample_value
             n_written = value("anabranch_snapshot_seconds_count") or 1.0
             self.write_seconds.append((value("anabranch_snapshot_seconds_sum") or 0.0) / n_written)
         return _BATCHES * _BATCH_ROWS / seconds[0]
 
-    def _stream(self, seconds: list[float], *, saving: bool) -> Iterator[Batch | Barrier]:
+    def _stream(self, seconds: list[float], *, saving: bool, delta_seconds: float) -> Iterator[Batch | Barrier]:
         written = threading.Event()
         yield Barrier({}, {}, {}, 1, 1, written.set)
         written.wait()
-        started = time.perf_counter()
+        started = last = time.perf_counter()
         for batch in self._batches:
             if saving and written.is_set():
                 written.clear()
                 yield Barrier({}, {}, {}, 1, 1, written.set)
+            elif delta_seconds and time.perf_counter() - last >= delta_seconds and written.is_set():
+                written.clear()
+                last = time.perf_counter()
+                yield Barrier({}, {}, {}, 1, 1, written.set, is_delta=True)
             yield batch
         seconds.append(time.perf_counter() - started)
 

@@ -1,8 +1,9 @@
 """What each way to learn late labels costs: half of the simulated shop's purchases come after the wait.
 
 One stream per seed, read by the ingest as each `delay` says. Every way is measured alike: normalised entropy of the
-purchase's final label, by the score of its exposure, over the last half of the windows that closed; calibration as Σ predicted / Σ true
-probability. The gap is from dropping what comes late to an oracle that knows every label at the exposure.
+purchase's final label, by the score of its exposure, over the last half of the windows that closed; calibration as
+Σ predicted / Σ true probability. The gap is from dropping what comes late to an oracle that knows every label at the
+exposure.
 
 python -m benchmarks.quality.delay
 """
