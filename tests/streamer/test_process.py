@@ -29,7 +29,7 @@ N_EVENTS = 4_000
 SETTINGS = Settings(
     features={"users": 1000, "items": 1000, "pairs": 8192, "values": 8192},
     batch={"max_rows": 128},
-    snapshot={"every_events": 900},
+    snapshot={"every_events": 900, "every": "1h"},
 )
 
 
