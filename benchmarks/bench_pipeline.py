@@ -12,7 +12,7 @@ from benchmarks.workloads import shop_events, shop_toml
 from streamer.broker import create_topics
 from streamer.publish import EventPublisher
 
-_EVENTS = 300_000
+_EVENTS = 1_000_000
 _PARTITIONS = 4
 _TOPIC = "events"
 

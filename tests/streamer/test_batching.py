@@ -97,9 +97,9 @@ def test_pieces_come_out_as_columns_in_order_and_the_buffer_is_empty_again(saved
         buffer.restore(arrays, state)
     buffer.add(_piece(3, 2, told=True))
     assert (buffer.first_event_ms, buffer.n_events) == (7, 1)
-    columns, slot, task, list_id, truth = buffer.take()
+    columns, slot, task, truth = buffer.take()
     kinds = np.arange(5)
-    for place, column in enumerate((*columns[:8], slot, task, list_id)):
+    for place, column in enumerate((*columns[:9], slot, task)):
         np.testing.assert_array_equal(column, kinds + 100 * place)
     np.testing.assert_array_equal(columns.item_attributes, kinds[:, None] * 7)
     np.testing.assert_array_equal(columns.user_numbers, kinds[:, None] / 2)
@@ -114,4 +114,4 @@ def test_a_stream_without_truth_has_none() -> None:
     buffer = _buffer()
     buffer.add(_piece(0, 2))
     buffer.add(_piece(2, 1))
-    assert buffer.take()[4] is None
+    assert buffer.take()[3] is None
