@@ -37,6 +37,8 @@ READ_AHEAD_KILOBYTES = 32 << 10
 REPORT_MS = 2_000
 AT_ONCE = 500  # more messages at a time fall out of the processor's cache before they are records
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION}
+_MOVING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+_MOVING_SECONDS = 0.1
 _FORBIDDEN = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}
 _new_record = tuple.__new__
 
@@ -314,16 +316,21 @@ class ConfluentSource:
         self._consumer.assign([TopicPartition(self._settings.topic, *place) for place in reached.items()])
 
     def _range(self, partition: int) -> tuple[int, int]:
-        """The first and the end offset, asked of the broker."""
-        place = TopicPartition(self._settings.topic, partition)
-        try:
-            begin, end = self._consumer.get_watermark_offsets(place, timeout=RESOLVE_MS / 1000)
-        except KafkaException as error:
-            raise BrokerError(
-                f"{self._settings.bootstrap_servers} does not tell where {self._show(partition)} begins: "
-                f"{error.args[0].str()}"
-            ) from error
-        return int(begin), int(end)
+        """The first and the end offset, asked of the broker; where the partition's leader moves, again."""
+        place, deadline = TopicPartition(self._settings.topic, partition), time.monotonic() + RESOLVE_MS / 1000
+        while True:
+            try:
+                begin, end = self._consumer.get_watermark_offsets(place, timeout=RESOLVE_MS / 1000)
+            except KafkaException as error:
+                reason = error.args[0]
+                if reason.code() in _MOVING and time.monotonic() < deadline:
+                    time.sleep(_MOVING_SECONDS)
+                    continue
+                raise BrokerError(
+                    f"{self._settings.bootstrap_servers} does not tell where {self._show(partition)} begins: "
+                    f"{reason.str()}"
+                ) from error
+            return int(begin), int(end)
 
     def _end(self, partition: int) -> int | None:
         """The end that the last fetch told. Not asked of the broker: Tansu's answer is too low."""
