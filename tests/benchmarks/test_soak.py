@@ -18,7 +18,7 @@ LEAKING = """
 import threading, time
 def leak(kept=[]):
     while True:
-        kept.append((bytearray(b"x" * 2_000_000), open("/dev/null")))
+        kept.append((bytearray(b"x" * 8_000_000), open("/dev/null")))
         time.sleep(0.02)
 threading.Thread(target=leak, daemon=True).start()
 from cli.main import app
@@ -72,7 +72,7 @@ def test_a_learner_that_is_killed_and_goes_on_holds_no_more_than_before_and_one_
     found = {}
     for name, command, lives in (
         ("good", None, [(4.0, signal.SIGKILL), (8.0, signal.SIGTERM)]),
-        ("leaking", (sys.executable, "-c", LEAKING), [(5.0, signal.SIGKILL)]),
+        ("leaking", (sys.executable, "-c", LEAKING), [(6.0, signal.SIGKILL)]),
     ):
         folder = tmp_path / name
         folder.mkdir()
