@@ -80,8 +80,10 @@ class Reference:
         return False
 
     def advance(self, partition, time_ms):
-        """The newest event of a partition, less the lateness, closes that partition's windows."""
-        self.newest_ms[partition] = max(self.newest_ms.get(partition, time_ms), time_ms)
+        """An event newer than all of its partition closes windows; an exposure that comes too late waits for one."""
+        if time_ms <= self.newest_ms.get(partition, -1):
+            return
+        self.newest_ms[partition] = time_ms
         for exposure in self.exposures:
             if exposure["partition"] == partition:
                 for task in TASKS[1:]:
