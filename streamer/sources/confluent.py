@@ -350,7 +350,10 @@ class ConfluentSource:
                     self._found_end[partition] = self._reached[partition]
                     self._check_sought()
             elif code in _LOST:
-                self._miss(error.str())
+                # The client may tell it twice: the second time, of an offset that was left meanwhile.
+                offset, reached = message.offset(), self._reached.get(partition)
+                if offset is None or reached is None or offset >= reached:
+                    self._miss(error.str())
             elif code == KafkaError.FENCED_INSTANCE_ID:
                 self._failure = fenced(self._settings)
             elif code in _FORBIDDEN or error.fatal():
