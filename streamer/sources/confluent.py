@@ -351,8 +351,8 @@ class ConfluentSource:
                     self._check_sought()
             elif code in _LOST:
                 # The client may tell it twice: the second time, of an offset that was left meanwhile.
-                offset, reached = message.offset(), self._reached.get(partition)
-                if offset is None or reached is None or offset >= reached:
+                offset = message.offset()
+                if offset is None or partition not in self._reached or offset >= self._reached[partition]:
                     self._miss(error.str())
             elif code == KafkaError.FENCED_INSTANCE_ID:
                 self._failure = fenced(self._settings)
