@@ -31,7 +31,7 @@ demo: $(READY) ## Broker, simulated shop, learner and scorer on this machine; pr
 test: $(READY) ## Run every test (those that need Apache Kafka skip, and say so, before `make kafka`)
 	$(BIN)/pytest -q -rs -n 2 --dist loadfile $(ARGS)
 
-crash-matrix: $(READY) ## Kill the learner 200 times, at every point of a publish and at random; prints the kills
+crash-matrix: $(READY) ## Kill the learner 200 times, at every point of a publish and at random, and 60 times one of two processes or both
 	$(BIN)/pytest -q -m matrix tests/flow/test_crash_matrix.py $(ARGS)
 
 soak: $(BENCH_READY) $(KAFKA_READY) ## Learn over simulated weeks with restarts, 25 minutes; fails where something grows (ARGS="--plot F.svg")

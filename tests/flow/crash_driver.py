@@ -1,13 +1,17 @@
 """Runs `anabranch` commands as forks of one process that has imported everything, and kills them by SIGKILL.
 
-A line of JSON on standard input is a run; a line of JSON with its exit status is the reply. Forks start in a moment,
-which is what makes hundreds of kills affordable; each is a process of its own, killed where it stands.
+A line of JSON on standard input is a run; a line of JSON is the reply: its exit status, and how many processes it left
+behind. Forks start in a moment, which is what makes hundreds of kills affordable; each is a process of its own, killed
+where it stands.
 
 ``kill`` is a point that the run itself dies at, ``[what, nth]``: the nth ``step``, halfway through; the nth
 ``barrier``, before the store is told; the nth point in disk operations of the first ``publish``, or of the ``cleanup``
 at the start (exit 99: there were fewer), or of the deltas. ``after_seconds``: the driver kills it from outside.
+``victim`` is who dies of two processes: the ``learner`` (if none is named), the ``ingest`` or ``both``.
 """
 
+import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -17,17 +21,30 @@ from pathlib import Path
 
 NO_SUCH_POINT = 99
 _PATIENCE_SECONDS = 120.0
+_LEFT_SECONDS = 5.0
+_PR_SET_CHILD_SUBREAPER = 36
 
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+def die(victim):
+    if victim != "learner":
+        kill_ingest(os.getpid())
+    if victim != "ingest":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_ingest(pid):
+    """The process's child that ingests, where it is there; multiprocessing's tracker is another one."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(int(child), signal.SIGKILL)
 
 
 class Countdown:
     """Counts points down to the one to die at; in a phase that is not its own it does not count."""
 
-    def __init__(self, what, nth):
-        self.what, self.left, self.phase = what, nth, "cleanup"
+    def __init__(self, what, nth, victim):
+        self.what, self.left, self.phase, self.victim = what, nth, "cleanup", victim
 
     def due(self, what=None):
         if (what or self.phase) == self.what:
@@ -44,10 +61,10 @@ def arm(countdown):
     def dying(original, partly=lambda *_: None):
         def operation(*arguments, **names):
             if countdown.due():
-                die()
+                die(countdown.victim)
             if partly is not None and countdown.due():
                 partly(*arguments, **names)
-                die()
+                die(countdown.victim)
             return original(*arguments, **names)
 
         return operation
@@ -75,11 +92,11 @@ def arm(countdown):
     def updated(*arguments):
         update(*arguments)
         if countdown.due("step"):
-            die()
+            die(countdown.victim)
 
     def published(self, *arguments, **names):
         if countdown.due("barrier"):
-            die()
+            die(countdown.victim)
         countdown.phase = "publish"
         manifest = publish(self, *arguments, **names)
         if countdown.what in ("publish", "cleanup"):
@@ -112,13 +129,13 @@ def run(order):
     os.dup2(log, 2)
     os.environ.update(order["environment"])
     if order.get("kill"):
-        arm(Countdown(*order["kill"]))
+        arm(Countdown(*order["kill"], order["victim"]))
     from cli.main import app
 
     app(order["arguments"], standalone_mode=True)
 
 
-def wait(pid, after_seconds):
+def wait(pid, after_seconds, victim):
     """The exit status, as subprocess gives it."""
     start = time.monotonic()
     while True:
@@ -129,8 +146,25 @@ def wait(pid, after_seconds):
         if age > _PATIENCE_SECONDS:
             os.kill(pid, signal.SIGABRT)
         elif after_seconds is not None and age >= after_seconds:
-            os.kill(pid, signal.SIGKILL)
+            if victim != "learner":
+                kill_ingest(pid)
+            if victim != "ingest":
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.001)
+
+
+def n_left():
+    """How many processes a run left behind that did not end soon, either; they are ended here."""
+    start, n_killed = time.monotonic(), 0
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            if not os.waitpid(-1, os.WNOHANG)[0] and time.monotonic() - start > _LEFT_SECONDS:
+                for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
+                    n_killed += 1
+                os.wait()
+            time.sleep(0.001)
+    return n_killed
 
 
 def warm_up(config):
@@ -167,6 +201,8 @@ def warm_up(config):
 
 
 def main():
+    # What a killed process leaves behind becomes a child of this one, which can count it then.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     warm_up(sys.argv[1])
     replies = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
@@ -186,7 +222,8 @@ def main():
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
-        replies.write(json.dumps({"status": wait(pid, order.get("after_seconds"))}) + "\n")
+        status = wait(pid, order.get("after_seconds"), order["victim"])
+        replies.write(json.dumps({"status": status, "n_left": n_left()}) + "\n")
         replies.flush()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -27,25 +28,31 @@ class Driver:
             text=True,
         )
 
-    def run(self, flow, number, keep=2, **how):
-        """Learn to the end, or to the kill; the exit status."""
+    def run(self, flow, number, keep=2, processes=1, victim="learner", **how):
+        """Learn to the end, or to the kill; the exit status. Nothing of it may be left running."""
         order = {
             "arguments": ["learn", "-c", str(flow.config), "--until-end"],
             # A group of its own: nobody waits until the broker misses the killed member.
             "environment": {
-                "ANABRANCH__PROCESSES": "1",
+                "ANABRANCH__PROCESSES": str(processes),
                 "ANABRANCH__KAFKA__GROUP": f"{flow.folder.name}-{number}",
                 "ANABRANCH__SNAPSHOT__KEEP": str(keep),
                 "ANABRANCH__SNAPSHOT__DELTA_SECONDS": "0.005",
             },
             "log": str(flow.folder / "crashes.log"),
+            "victim": victim,
             **how,
         }
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
-        status = json.loads(self.process.stdout.readline())["status"]
-        assert status in (0, -9, NO_SUCH_POINT), (flow.folder / "crashes.log").read_text(errors="replace")[-5000:]
-        return status
+        reply = json.loads(self.process.stdout.readline())
+        log = (flow.folder / "crashes.log").read_text(errors="replace")[-5000:]
+        assert reply["n_left"] == 0, log
+        if reply["status"] == 1 and victim == "ingest":
+            assert re.search(r"The ingest process \(pid \d+\) ended by SIGKILL", log.splitlines()[-1]), log
+        else:
+            assert reply["status"] in (0, -9, NO_SUCH_POINT), log
+        return reply["status"]
 
     def close(self):
         with self.process:
@@ -59,35 +66,36 @@ def driver(straight):
     made.close()
 
 
-def a_way_to_die(chance):
+def a_way_to_die(chance, within_seconds):
     """At a moment from outside, or at a point inside."""
     if chance.random() < 0.5:
-        return {"after_seconds": chance.uniform(0.05, 1.0)}
+        return {"after_seconds": chance.uniform(0.05, within_seconds)}
     most = {"step": 12, "barrier": 3, "publish": 70, "cleanup": 3, "delta": 20}
     what = chance.choice([*most, "publish"])
     return {"kill": [what, chance.randint(1, most[what])]}
 
 
-def learn_and_kill(driver, flow, chance, n_kills):
+def learn_and_kill(driver, flow, chance, n_kills, within_seconds=1.0, victims=("learner",), **how):
     """Runs until one reaches the end of the log, of which so many are killed at random; how many were."""
     killed = number = 0
     while True:
         number += 1
         assert number < 1000, "it should come nearer to the end"
-        status = driver.run(flow, f"{chance.random():.12f}", **(a_way_to_die(chance) if killed < n_kills else {}))
-        killed += status == -9
+        death = {**a_way_to_die(chance, within_seconds), "victim": chance.choice(victims)} if killed < n_kills else {}
+        status = driver.run(flow, f"{chance.random():.12f}", **how, **death)
+        killed += status in (-9, 1)
         if status == 0:
             return killed
 
 
-def random_kills(driver, straight, tmp_path, same_state, n_kills, seed):
+def random_kills(driver, straight, tmp_path, same_state, n_kills, seed, **how):
     chance, killed, n_logs = random.Random(seed), 0, 0
     while killed < n_kills:
         n_logs += 1
         flow = type(straight.flow)(tmp_path / f"log-{n_logs}")
         flow.folder.mkdir()
         flow.configure(straight.stream, every_events=chance.choice([150, 400, 1_500]))
-        killed += learn_and_kill(driver, flow, chance, n_kills - killed)
+        killed += learn_and_kill(driver, flow, chance, n_kills - killed, **how)
         same_state(flow.newest(), straight.flow.newest())
     print(f"{killed} kills at random over {n_logs} passes of {len(straight.stream.events)} events")
     return killed
@@ -128,6 +136,33 @@ def test_a_kill_within_a_delta_leaves_no_trace(driver, straight, flow, same_stat
         assert flow.newest().skipped == ()
     assert driver.run(flow, "end") == 0
     same_state(flow.newest(), straight.flow.newest())
+
+
+OF_TWO = [
+    ("learner", "step", 3),
+    ("ingest", "barrier", 1),  # a snapshot is about to be written, and will be
+    ("both", "publish", 3),
+]
+
+
+def test_a_kill_of_the_learner_of_the_ingest_or_of_both_leaves_no_trace_and_no_process(
+    driver, straight, flow, same_state
+):
+    flow.configure(straight.stream, every_events=400)
+    for victim, what, nth in OF_TWO:
+        status = driver.run(flow, victim, processes=2, victim=victim, kill=(what, nth))
+        assert status == (1 if victim == "ingest" else -9), victim
+    assert driver.run(flow, "end", processes=2) == 0
+    same_state(flow.newest(), straight.flow.newest())
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(1800)
+def test_sixty_kills_of_one_of_two_processes_or_of_both(driver, straight, tmp_path, same_state, capsys):
+    two = {"processes": 2, "victims": ("learner", "ingest", "both"), "within_seconds": 3.0}
+    with capsys.disabled():
+        print()
+        random_kills(driver, straight, tmp_path, same_state, 60, seed=3, **two)
 
 
 def publish_points(driver, straight, flow, points):
