@@ -35,9 +35,9 @@ class Attended:
         """As the source's."""
         self._source.commit(offsets)
 
-    def lag(self) -> dict[Partition, int]:
+    def lag(self, *, ask: bool = False) -> dict[Partition, int]:
         """As the source's."""
-        return self._source.lag()
+        return self._source.lag(ask=ask)
 
     def condition(self) -> Condition:
         """As the source's."""

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from contracts.batch import Barrier, Batch, nothing_to_release
 from contracts.settings import Settings
 from streamer.attended import Attended
-from streamer.feed import IngestProcessError, Inputs, OpenInputs, Standing, rejected_of, standing_of
+from streamer.feed import STALLED_SECONDS, IngestProcessError, Inputs, OpenInputs, Standing, rejected_of, standing_of
 from streamer.link import Answer, Links, Piece
 from streamer.metrics import StreamMetrics, answer_scrapes
 from streamer.pipeline import Ingest
@@ -116,7 +116,10 @@ class _Desk:
     def _hand_over(self, piece: Batch | Barrier) -> None:
         wanted = [self._barrier_slot] if isinstance(piece, Barrier) else self._batch_slots
         while not (free := self._free.intersection(wanted)):
-            self._attend(*self._links.orders.recv())
+            if self._links.orders.poll(STALLED_SECONDS):
+                self._attend(*self._links.orders.recv())
+            else:
+                self._ingest.tell(stalled=True)
         slot = free.pop()
         self._free.remove(slot)
         if isinstance(piece, Barrier):

@@ -35,6 +35,9 @@ class Inputs:
     dead_letters: "DeadLetterSink"
 
 
+STALLED_SECONDS = 2.0
+"""An ingest that has waited so long for the learner says how far behind it is, and again after as long."""
+
 OpenInputs = Callable[[Callable[[], bool]], AbstractContextManager[Inputs]]
 """Connects, and lets go at the end; what it is given tells whether to give up waiting. It crosses to another process: a
 function of a module, or a `partial` of one."""

@@ -121,7 +121,7 @@ class Ingest:
                 if stopped:
                     break
             stopped = stopped or self._stop()
-            self._tell()
+            self.tell()
             if not records:
                 yield from self._due_cut()
         if not stopped and (self._buffer.n_events or self._joiner.n_matured):
@@ -326,7 +326,11 @@ class Ingest:
     def _release(self) -> None:
         self._held = False
 
-    def _tell(self) -> None:
+    def tell(self, *, stalled: bool = False) -> None:
+        """Bring the metrics up to date; the stream does so after each poll.
+
+        :param stalled: whoever reads the stream takes nothing, so nothing is polled: the source is to ask for its ends.
+        """
         metrics = self._metrics
         metrics.duplicate.inc(int(self._tally.duplicates[0]))
         for counter, counts in ((metrics.orphans, self._tally.orphans), (metrics.late, self._tally.late)):
@@ -339,7 +343,7 @@ class Ingest:
         for name, counter, total in self._totals():
             counter.inc(total - self._told.get(name, 0))
             self._told[name] = total
-        for (topic, partition), lag in self._source.lag().items():
+        for (topic, partition), lag in self._source.lag(ask=stalled).items():
             metrics.lag.labels(topic, str(partition)).set(lag)
         condition = self._source.condition()
         metrics.connected.set(condition.connected)

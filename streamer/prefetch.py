@@ -19,13 +19,14 @@ from contracts.batch import Barrier, Batch, Int64s
 from contracts.records import Offsets
 from contracts.settings import Settings
 from streamer.attended import Attended
-from streamer.feed import OpenInputs, Rejected, Standing, rejected_of, standing_of
+from streamer.feed import STALLED_SECONDS, OpenInputs, Rejected, Standing, rejected_of, standing_of
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 _DEPTH = 4
 _PATIENCE_SECONDS = 0.1
+_STALLED_WAITS = int(STALLED_SECONDS / _PATIENCE_SECONDS)
 
 
 class Prefetched:
@@ -33,10 +34,18 @@ class Prefetched:
 
     The thread goes on behind a barrier, but waits at the next one until the one before was released: so that not more
     than two copies of the ingest's state are held. An error of the stream is raised where it is iterated.
+
+    :param on_stall: called in that thread when nobody has taken a piece for two seconds, and again after as long.
     """
 
-    def __init__(self, stream: Iterator[Batch | Barrier], depth: int = _DEPTH) -> None:
+    def __init__(
+        self,
+        stream: Iterator[Batch | Barrier],
+        depth: int = _DEPTH,
+        on_stall: Callable[[], None] = lambda: None,
+    ) -> None:
         self._stream = stream
+        self._on_stall = on_stall
         self._queue: queue.Queue[Batch | Barrier | BaseException | None] = queue.Queue(depth)
         self._released = threading.Event()
         self._released.set()
@@ -67,7 +76,8 @@ class Prefetched:
         try:
             for piece in self._stream:
                 if isinstance(piece, Barrier):
-                    self._released.wait()
+                    while not self._released.wait(STALLED_SECONDS):
+                        self._on_stall()
                     self._released.clear()
                     piece = replace(piece, release=partial(self._release, piece.release))
                 self._put(piece)
@@ -82,10 +92,14 @@ class Prefetched:
         self._released.set()
 
     def _put(self, piece: Batch | Barrier | BaseException | None) -> None:
+        waited = 0
         while not self._closed.is_set():
             try:
                 self._queue.put(piece, timeout=_PATIENCE_SECONDS)
             except queue.Full:
+                waited += 1
+                if waited % _STALLED_WAITS == 0:
+                    self._on_stall()
                 continue
             return
 
@@ -120,7 +134,7 @@ class ThreadFeed:
         """The stream, a few batches ahead."""
         self._reads = True
         try:
-            with Prefetched(self._ingest.stream()) as stream:
+            with Prefetched(self._ingest.stream(), on_stall=partial(self._ingest.tell, stalled=True)) as stream:
                 yield from stream
         finally:
             self._reads = False

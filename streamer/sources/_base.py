@@ -45,8 +45,11 @@ class Source(Protocol):
     def commit(self, offsets: Offsets) -> None:
         """Tell the outside how far this reader is."""
 
-    def lag(self) -> dict[Partition, int]:
-        """Records known to be there and not yet returned, by partition."""
+    def lag(self, *, ask: bool = False) -> dict[Partition, int]:
+        """Records known to be there and not yet returned, by partition.
+
+        :param ask: find out what came meanwhile, within a second or so: who does not poll is not told otherwise.
+        """
 
     def condition(self) -> Condition:
         """How it fares."""

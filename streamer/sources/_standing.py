@@ -12,6 +12,7 @@ logger = logging.getLogger(__name__)
 
 CONNECT_MS = 30_000
 RESOLVE_MS = 10_000
+ASK_MS = 1_000
 METADATA_AGE_MS = 60_000  # how late a new partition may be noticed
 FETCH_WAIT_MS = 50
 FETCH_BYTES = 64 << 20

@@ -124,7 +124,7 @@ class FileSource:
     def commit(self, offsets: Offsets) -> None:
         """Nobody asks how far a file was read."""
 
-    def lag(self) -> dict[Partition, int]:
+    def lag(self, *, ask: bool = False) -> dict[Partition, int]:  # noqa: ARG002 - what is there is always known
         """Rows left; only Parquet knows before the end."""
         if self._ended:
             return {(self._name, 0): 0}

@@ -1,5 +1,6 @@
 """Records from a Kafka topic, as a member of a consumer group whose positions the snapshot decides."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from streamer.connection import LOG_EVERY_SECONDS, BrokerError, StopAskedError, 
 from streamer.security import kafka_python_options
 from streamer.sources._base import Condition
 from streamer.sources._standing import (
+    ASK_MS,
     CONNECT_MS,
     FETCH_BYTES,
     FETCH_WAIT_MS,
@@ -162,15 +164,22 @@ class KafkaSource:
         except KafkaError as error:
             self._on_commit(told, error)
 
-    def lag(self) -> dict[Partition, int]:
+    def lag(self, *, ask: bool = False) -> dict[Partition, int]:
         """Records behind the end, by partition; one whose end no fetch has told yet is left out.
 
         Where the topic is transactional or compacted, offsets that carry no record count too.
+
+        :param ask: the broker too; what it does not tell is as the last fetch told.
         """
+        known = [(*place, highwater) for *place, highwater in self._places() if highwater is not None]
+        ends: dict[TopicPartition, int] = {}
+        if ask and known:
+            with contextlib.suppress(KafkaError):  # the broker is away
+                ends = self._consumer.end_offsets([place for place, *_ in known], timeout_ms=ASK_MS)
         return {
-            (place.topic, place.partition): max(highwater - position, 0)
-            for place, position, highwater in self._places()
-            if highwater is not None and position is not None
+            (place.topic, place.partition): max(highwater - position, ends.get(place, 0) - position, 0)
+            for place, position, highwater in known
+            if position is not None
         }
 
     def condition(self) -> Condition:

@@ -109,7 +109,7 @@ class MemorySource:
     def commit(self, offsets: Offsets) -> None:
         """Nothing is told to anybody."""
 
-    def lag(self) -> dict[Partition, int]:
+    def lag(self, *, ask: bool = False) -> dict[Partition, int]:  # noqa: ARG002 - what is there is always known
         """Records left up to the end or the next EOF."""
         left = {}
         for partition, entries in self._entries.items():

@@ -68,14 +68,23 @@ reload = "50ms"
 
 
 class Running:
-    """An `anabranch` command as a process, its output in a file."""
+    """An `anabranch` command as a process, its output in a file.
 
-    def __init__(self, log: Path, arguments: Sequence[object], environment: dict[str, str] | None = None) -> None:
+    :param program: what Python runs to be `anabranch`.
+    """
+
+    def __init__(
+        self,
+        log: Path,
+        arguments: Sequence[object],
+        environment: dict[str, str] | None = None,
+        program: Sequence[object] = ("-m", "cli.main"),
+    ) -> None:
         self._log = log
         plain = {name: value for name, value in os.environ.items() if not name.startswith("ANABRANCH__")}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cli.main", *map(str, arguments)],
+                [sys.executable, *map(str, (*program, *arguments))],
                 cwd=ROOT,
                 env={**plain, "PYTHONPATH": str(ROOT), **(environment or {})},
                 stdin=subprocess.DEVNULL,
@@ -184,9 +193,10 @@ class Flow:
         load_settings(self.config)
         return self.config
 
-    def start(self, *arguments: object, environment: dict[str, str] | None = None) -> Running:
+    def start(self, *arguments: object, **how: Any) -> Running:
+        """A command, begun; the rest is as :class:`Running` says."""
         self._n_runs += 1
-        return Running(self.folder / f"run-{self._n_runs}.log", arguments, environment)
+        return Running(self.folder / f"run-{self._n_runs}.log", arguments, **how)
 
     def learn(self, *options: object) -> Running:
         return self.start("learn", "-c", self.config, *options)

@@ -1,0 +1,125 @@
+"""A learner that stands still, or is frozen until Kafka throws it out, while a burst comes in on Apache Kafka."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from kafka import KafkaAdminClient, KafkaProducer
+
+from streamer.broker import create_topics
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]
+
+CLIENTS = ("kafka-python", "confluent")
+N_EVENTS, N_BEFORE, N_ROWS, N_POLLED = 6_000, 500, 64, 100
+PADDING = b"x" * 16_000
+BATCHES_AHEAD = 8  # the ring, and one on either side of it
+MOST_READ = N_BEFORE + BATCHES_AHEAD * N_ROWS + N_POLLED
+MOST_GROWN_MIB = 64  # librdkafka reads 32 MiB ahead and then a fetch of 8; the rest is the allocator's
+STALLING = """
+import pathlib, sys, time
+from learner.trainer import Trainer
+step, stall = Trainer.step, pathlib.Path(sys.argv.pop(1))
+def stalling(self, batch):
+    while stall.exists():
+        time.sleep(0.01)
+    step(self, batch)
+Trainer.step = stalling
+from cli.main import app
+app()
+"""
+
+
+def family(run):
+    """The process and its children: the ingest and multiprocessing's tracker."""
+    pid = run.process.pid
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+def resident_mib(run):
+    def pages(pid):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+
+    return sum(map(pages, family(run))) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def burst(stream, begin, end):
+    """As fast as Kafka takes them: twenty times and more what comes on an ordinary day."""
+    create_topics(stream.servers, {stream.topic: 1})
+    producer = KafkaProducer(bootstrap_servers=stream.servers, enable_idempotence=False)
+    for event in stream.events[begin:end]:
+        producer.send(stream.topic, msgspec.json.encode(event)[:-1] + b',"padding":"' + PADDING + b'"}')
+    producer.flush()
+    producer.close()
+
+
+def lag(run):
+    return run.metrics().get("anabranch_consumer_lag_messages", 0)
+
+
+def is_thrown_out(servers, group):
+    admin = KafkaAdminClient(bootstrap_servers=servers)
+    try:
+        return not admin.describe_groups([group])[group]["members"]
+    finally:
+        admin.close()
+
+
+def test_a_burst_waits_in_kafka_while_the_learner_stands_still_and_is_learned_once_by_a_member_thrown_out_meanwhile(
+    apache_kafka, topic, tmp_path, flow_in, make, stream_of, same_state
+):
+    """Both clients at once, each in two processes; 96 MB come in, of which few are held."""
+    stream = stream_of(apache_kafka, topic, make(N_EVENTS, seed=3))
+    settings = {"ANABRANCH__BATCH__MAX_ROWS": str(N_ROWS), "ANABRANCH__KAFKA__SESSION_TIMEOUT": "2s"}
+    burst(stream, 0, N_BEFORE)
+    stall, runs, flows = tmp_path / "stall", [], [flow_in(tmp_path / name) for name in CLIENTS]
+    try:
+        for name, flow in zip(CLIENTS, flows, strict=True):
+            flow.configure(stream, every_events=3_000, max_poll_records=N_POLLED)
+            how = {**settings, "ANABRANCH__KAFKA__CLIENT": name, "ANABRANCH__PROCESSES": "2"}
+            command = ("learn", "-c", flow.config)
+            runs.append(flow.start(*command, environment=how, program=("-c", STALLING, stall)))
+        for run in runs:
+            run.until(lambda run=run: run.consumed() == N_BEFORE)
+        stall.touch()
+        before = [resident_mib(run) for run in runs]
+        for end in (N_EVENTS // 2, N_EVENTS):
+            burst(stream, end - N_EVENTS // 2 or N_BEFORE, end)
+            for run in runs:
+                run.until(lambda run=run, end=end: lag(run) >= end - MOST_READ)
+        for name, run, mib in zip(CLIENTS, runs, before, strict=True):
+            grown = resident_mib(run) - mib
+            print(f"{name}: {run.consumed()} of {N_EVENTS} events read, lag {lag(run):.0f}, {grown:+.1f} MiB resident")
+            assert run.consumed() <= MOST_READ
+            assert grown <= MOST_GROWN_MIB, name
+
+        for run in runs:
+            for pid in family(run):
+                os.kill(pid, signal.SIGSTOP)
+        for flow in flows:
+            deadline = time.monotonic() + 60
+            while not is_thrown_out(apache_kafka, f"group-{flow.folder.name}-{topic}"):
+                assert time.monotonic() < deadline, "it should be missed"
+                time.sleep(0.2)
+        stall.unlink()
+        for run in runs:
+            for pid in family(run):
+                os.kill(pid, signal.SIGCONT)
+        for run in runs:
+            run.until(lambda run=run: run.consumed() >= N_EVENTS)
+            run.stop()
+    finally:
+        for run in runs:
+            run.__exit__()
+
+    calm = flow_in(tmp_path / "calm")
+    calm.configure(stream, every_events=3_000, max_poll_records=N_POLLED)
+    with calm.start("learn", "-c", calm.config, environment=settings) as run:
+        run.until(lambda: run.consumed() >= N_EVENTS)
+        run.stop()
+    for flow in flows:
+        assert flow.newest().manifest.n_events == N_EVENTS
+        same_state(flow.newest(), calm.newest())
