@@ -50,6 +50,33 @@ def test_a_new_key_takes_the_place_of_the_one_that_counts_least() -> None:
     assert count(table, 6, 86_400_000) == 1
 
 
+def test_at_the_cap_what_is_frequent_or_recent_is_kept_what_is_met_once_goes_and_each_that_goes_is_counted() -> None:
+    """A table of 1,024 entries, a flood of 40,000 pairs that are met once; a half-life is a hundred seconds."""
+    table = new_covisits(1_024, half_life_ms=100_000)
+    n_bytes, before, now = _bytes(table), range(1, 51), range(101, 151)
+    key = 1_000
+    for second in range(800):
+        for frequent in before if second < 100 else now:
+            add(table, frequent, second * 1000)
+        for key in range(key + 1, key + 51):  # noqa: B020 - each is a new one
+            add(table, key, second * 1000)
+    at_ms = 799_000
+
+    def n_held(keys: range) -> int:
+        return sum(count(table, key, at_ms) > 0 for key in keys)
+
+    n_once, n_kept = 800 * 50, np.count_nonzero(table.cells[..., 0])
+    assert n_kept == 1_024, "it is full"
+    assert table.evicted[0] == len(before) + len(now) + n_once - n_kept
+    assert _bytes(table) == n_bytes
+    assert n_held(now) == len(now)
+    assert min(float(count(table, frequent, at_ms)) for frequent in now) == pytest.approx(143, rel=0.05)
+    assert n_held(before) < len(before) / 2, "seven half-lives ago"
+    recent, long_ago = range(key - 499, key + 1), range(1_001, 20_001)
+    assert n_held(recent) / len(recent) > 0.5
+    assert n_held(long_ago) / len(long_ago) < 0.01
+
+
 def test_an_event_older_than_the_newest_one_counts_in_full_and_turns_no_clock_back() -> None:
     table = new_covisits(4, HALF_LIFE_MS)
     add(table, 1, 50_000)

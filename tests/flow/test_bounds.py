@@ -61,5 +61,6 @@ def test_one_user_and_one_item_with_all_events_stay_under_every_cap_and_what_goe
     assert told["anabranch_joiner_orphans_total"] == n_each // 2, "each click is of an item that was not shown"
     newest = flow.newest().groups["profiles"]
     assert len(newest["users.row"]) <= CAPACITY
-    for what in ("users", "items", "pairs", "values"):
+    assert 0 < len(newest["covisits.entry"]) <= 1_024
+    for what in ("users", "items", "pairs", "values", "covisits"):
         assert told[f"anabranch_state_evicted_total {what}"] > 0, what

@@ -1,0 +1,139 @@
+"""Ten million open exposures: what the ingest holds when ever more stay open than `events.max_open` allows.
+
+python -m benchmarks.open_exposures [--exposures 15000000] [--max-open 10000000]
+
+No window closes: each exposure has a user and an item of its own and waits for seven days. Ends with 1 where resident
+memory grows by more than a twentieth after the cap is reached, or an exposure is neither open nor counted as evicted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.figures import say
+from contracts.records import Offsets, Partition, Record
+from contracts.settings import load_settings
+from streamer.deadletter import MemoryDeadLetters
+from streamer.decode import EventDecoder
+from streamer.metrics import StreamMetrics
+from streamer.pipeline import Ingest
+from streamer.simulator import START_MS
+from streamer.sources._base import Condition
+
+_TOPIC = "events"
+_POLLED = 10_000
+_MOST_GROWN = 1.05
+_COUNTED = {
+    "exposures given up": ("anabranch_joiner_evicted_total", {}),
+    "ids forgotten early (generations)": ("anabranch_deduplicate_ended_early_total", {}),
+    "users forgotten": ("anabranch_state_evicted_total", {"what": "users"}),
+    "items forgotten": ("anabranch_state_evicted_total", {"what": "items"}),
+    "pairs forgotten": ("anabranch_state_evicted_total", {"what": "pairs"}),
+}
+
+
+class Views:
+    """A source of exposures made as they are polled, a millisecond apart."""
+
+    def __init__(self, n_exposures: int) -> None:
+        self._n_exposures, self._next = n_exposures, 0
+
+    @property
+    def ended(self) -> bool:
+        """All were polled."""
+        return self._next == self._n_exposures
+
+    def poll(self, timeout_ms: int) -> list[Record]:  # noqa: ARG002 - nobody waits
+        """The next ten thousand."""
+        begin, self._next = self._next, min(self._next + _POLLED, self._n_exposures)
+        return [
+            Record(
+                _TOPIC,
+                0,
+                n,
+                None,
+                b'{"event_id":"%d","type":"content_view","user_id":%d,"item_id":%d,"ts_ms":%d}'
+                % (n, n, n, START_MS + n),
+            )
+            for n in range(begin, self._next)
+        ]
+
+    def position(self) -> Offsets:
+        """The next one."""
+        return {(_TOPIC, 0): self._next}
+
+    def seek(self, offsets: Offsets) -> None:
+        """Go on elsewhere."""
+        self._next = offsets[_TOPIC, 0]
+
+    def commit(self, offsets: Offsets) -> None:
+        """Nobody asks."""
+
+    def lag(self, *, ask: bool = False) -> dict[Partition, int]:  # noqa: ARG002 - it is always known
+        """What is left."""
+        return {(_TOPIC, 0): self._n_exposures - self._next}
+
+    def condition(self) -> Condition:
+        """Always well."""
+        return Condition()
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+
+def resident_mib() -> float:
+    """What this process holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def rows(n_exposures: int, max_open: int, n_rows: int) -> Iterator[dict[str, float]]:
+    """What is held and what was given up, so many times on the way."""
+    tasks = [{"name": "content_view"}, {"name": "click", "window": "7d"}, {"name": "purchase", "window": "7d"}]
+    never = {"every_events": 1 << 40, "every": "3650d"}
+    settings = load_settings(None, {"tasks": tasks, "events": {"max_open": max_open}, "snapshot": never})
+    registry = CollectorRegistry()
+    decoder, letters = EventDecoder(settings, None, lambda: 1 << 52), MemoryDeadLetters()
+    ingest = Ingest(settings, Views(n_exposures), decoder, letters, StreamMetrics(registry))
+
+    def told(name: str, labels: dict[str, str]) -> float:
+        return registry.get_sample_value(name, labels) or 0.0
+
+    due = n_exposures // n_rows
+    for _ in ingest.stream():
+        if ingest.n_events >= due:
+            due += n_exposures // n_rows
+            ingest.tell()
+            found = {"exposures read": ingest.n_events, "open": told("anabranch_joiner_open_keys", {})}
+            found |= {what: told(*counter) for what, counter in _COUNTED.items()}
+            yield found | {"resident, MiB": resident_mib()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.open_exposures", description=__doc__)
+    parser.add_argument("--exposures", type=int, default=15_000_000, help="%(default)s")
+    parser.add_argument("--max-open", type=int, default=10_000_000, help="`events.max_open` (%(default)s)")
+    options = parser.parse_args()
+    found = []
+    for row in rows(options.exposures, options.max_open, n_rows=15):
+        say("  " + ", ".join(f"{what}: {value:,.0f}" for what, value in row.items()))
+        found.append(row)
+    table = Table(title=f"events.max_open = {options.max_open:,}; the ingest alone, no learner")
+    for what in found[0]:
+        table.add_column(what, justify="right")
+    for row in found:
+        table.add_row(*(f"{value:,.0f}" for value in row.values()))
+    Console(width=150, highlight=False).print(table)
+    full = [row["resident, MiB"] for row in found if row["open"] == options.max_open]
+    is_flat = len(full) > 1 and max(full) <= _MOST_GROWN * full[0]
+    is_told = all(row["open"] + row["exposures given up"] == row["exposures read"] for row in found)
+    return 0 if is_flat and is_told else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
