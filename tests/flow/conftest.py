@@ -71,6 +71,7 @@ class Running:
     """An `anabranch` command as a process, its output in a file.
 
     :param program: what Python runs to be `anabranch`.
+    :param folder: where it is started.
     """
 
     def __init__(
@@ -79,13 +80,14 @@ class Running:
         arguments: Sequence[object],
         environment: dict[str, str] | None = None,
         program: Sequence[object] = ("-m", "cli.main"),
+        folder: Path = ROOT,
     ) -> None:
         self._log = log
         plain = {name: value for name, value in os.environ.items() if not name.startswith("ANABRANCH__")}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *map(str, (*program, *arguments))],
-                cwd=ROOT,
+                cwd=folder,
                 env={**plain, "PYTHONPATH": str(ROOT), **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
