@@ -11,6 +11,7 @@ from contracts.settings import Settings
 from streamer.deadletter import KafkaDeadLetters, MemoryDeadLetters
 from streamer.decode import EventDecoder
 from streamer.feed import Inputs
+from streamer.group import dismiss_left_behind
 from streamer.mapping import Mapping
 from streamer.sources.topic import open_topic
 
@@ -24,7 +25,7 @@ def topic_inputs(
     until_end: bool,
     stop: Callable[[], bool],
 ) -> Iterator[Inputs]:
-    """A topic, and its dead-letter topic.
+    """A topic, and its dead-letter topic; for the holder of the snapshots' lock.
 
     :param start_ms: where to start it without a snapshot; None: as the settings say.
     :raises BrokerError: no broker, or no topic.
@@ -32,11 +33,11 @@ def topic_inputs(
     :raises ValueError: the offsets are not this topic's.
     """
     log_to_stderr()  # a process of its own has no log yet
-    with (
-        KafkaDeadLetters(settings.kafka, stop=stop) as dead_letters,
-        open_topic(settings.kafka, resume, start_ms=start_ms, until_end=until_end, stop=stop) as source,
-    ):
-        yield Inputs(source, EventDecoder(settings, mapping, wall_clock_ms), dead_letters)
+    with KafkaDeadLetters(settings.kafka, stop=stop) as dead_letters:
+        # Whoever learns holds the writer's lock: no other learner of these snapshots is alive.
+        dismiss_left_behind(settings.kafka, stop)
+        with open_topic(settings.kafka, resume, start_ms=start_ms, until_end=until_end, stop=stop) as source:
+            yield Inputs(source, EventDecoder(settings, mapping, wall_clock_ms), dead_letters)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from streamer.connection import BrokerError
 
 logger = logging.getLogger(__name__)
 
+CLIENT_ID = "anabranch"
 CONNECT_MS = 30_000
 RESOLVE_MS = 10_000
 ASK_MS = 1_000

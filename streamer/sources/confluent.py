@@ -16,6 +16,7 @@ from streamer.sources._base import Condition
 from streamer.sources._librdkafka import is_connected, librdkafka_logger
 from streamer.sources._standing import (
     ASK_MS,
+    CLIENT_ID,
     CONNECT_MS,
     FETCH_BYTES,
     FETCH_WAIT_MS,
@@ -210,7 +211,7 @@ class ConfluentSource:
         settings = self._settings
         return {
             "bootstrap.servers": settings.bootstrap_servers,
-            "client.id": "anabranch",
+            "client.id": CLIENT_ID,
             "group.id": settings.group,
             **({"group.instance.id": settings.instance} if settings.instance else {}),
             "enable.auto.commit": False,

@@ -23,6 +23,7 @@ from streamer.security import kafka_python_options
 from streamer.sources._base import Condition
 from streamer.sources._standing import (
     ASK_MS,
+    CLIENT_ID,
     CONNECT_MS,
     FETCH_BYTES,
     FETCH_WAIT_MS,
@@ -226,7 +227,7 @@ class KafkaSource:
         return KafkaConsumer(
             bootstrap_servers=settings.bootstrap_servers,
             bootstrap_timeout_ms=wait_ms,
-            client_id="anabranch",
+            client_id=CLIENT_ID,
             group_id=settings.group,
             group_instance_id=settings.instance or None,
             enable_auto_commit=False,

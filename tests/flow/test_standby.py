@@ -24,9 +24,11 @@ def test_a_standby_takes_over_from_a_killed_learner_and_comes_to_the_same_bits(
     stream = stream_of(apache_kafka, topic, reference.events)
     produce(stream, stream.events[:100])
     flow.configure(stream, every_events=300)
-    with flow.learn() as owner:
+    # Longer than anybody waits here: the dead member is taken out of the group.
+    long = {"ANABRANCH__KAFKA__SESSION_TIMEOUT": "5m"}
+    with flow.start("learn", "-c", flow.config, environment=long) as owner:
         owner.said("Learning `")
-        with flow.learn("--standby") as standby:
+        with flow.start("learn", "-c", flow.config, "--standby", environment=long) as standby:
             standby.said(rf"Standing by: .* is written by process {owner.process.pid} on")
             assert standby.metrics()["anabranch_standby"] == 1
             load(stream, 100, n_events)
