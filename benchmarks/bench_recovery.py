@@ -1,8 +1,9 @@
 """How soon `anabranch learn` learns again after SIGKILL, with a million embedding rows in its snapshot.
 
-python -m benchmarks.bench_recovery
+python -m benchmarks.bench_recovery [--runs 5]
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from benchmarks.bench_snapshot import touch
-from benchmarks.figures import RUNS, Figure, say, show
+from benchmarks.figures import RUNS, Figure, arguments, say, show
 from benchmarks.kafka import apache_kafka
 from benchmarks.workloads import shop_events, shop_toml
 from cli._assembly import assemble
@@ -61,10 +62,14 @@ def _prepare(config: Path, events: Sequence[Event]) -> None:
         assembly.run()
 
 
-def _started(config: Path, log: Path) -> "subprocess.Popen[bytes]":
+def _started(config: Path, log: Path, *options: str, port: int, instance: str) -> "subprocess.Popen[bytes]":
+    environment = {"ANABRANCH__METRICS__PORT": str(port), "ANABRANCH__KAFKA__INSTANCE": instance}
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "cli.main", "learn", "-c", str(config)], stdout=output, stderr=output
+            [sys.executable, "-m", "cli.main", "learn", "-c", str(config), *options],
+            stdout=output,
+            stderr=output,
+            env=os.environ | environment,
         )
 
 
@@ -87,13 +92,40 @@ def _has_learned(metrics: bytes) -> bool:
     return at >= 0 and float(metrics[at:].split(b"\n", 1)[0].split()[1]) > 0
 
 
-def _recoveries(config: Path, port: int, folder: Path, runs: int) -> list[float]:
+def _stands_by(metrics: bytes) -> bool:
+    return b"anabranch_standby 1.0" in metrics
+
+
+def _takeovers(config: Path, folder: Path, runs: int, instance: str) -> list[float]:
+    """Seconds from SIGKILL of a learner to the first batch learned by its standby, which is the next run's learner."""
+    found: list[float] = []
+    port, log = free_port(), folder / "log-0.txt"
+    process = _started(config, log, port=port, instance=instance)
+    try:
+        _seconds_until(port, process, log, _has_learned)
+        for run in range(1, runs + 1):
+            say(f"  run {run} of {runs}")
+            port, log, owner = free_port(), folder / f"log-{run}.txt", process
+            process = _started(config, log, "--standby", port=port, instance=instance)
+            try:
+                _seconds_until(port, process, log, _stands_by)
+            finally:
+                owner.kill()
+            found.append(_seconds_until(port, process, log, _has_learned))
+            owner.wait()
+    finally:
+        process.kill()
+        process.wait()
+    return found
+
+
+def _recoveries(config: Path, folder: Path, runs: int, instance: str) -> list[float]:
     """Seconds from process start to the first batch learned, each behind a SIGKILL; the first one is not behind any."""
     found: list[float] = []
-    log = folder / "log.txt"
+    port, log = free_port(), folder / "log.txt"
     for run in range(runs + 1):
         say(f"  run {run} of {runs}")
-        process = _started(config, log)
+        process = _started(config, log, port=port, instance=instance)
         try:
             found.append(_seconds_until(port, process, log, _has_learned))
         finally:
@@ -103,7 +135,7 @@ def _recoveries(config: Path, port: int, folder: Path, runs: int) -> list[float]
 
 
 def figures(runs: int = RUNS) -> list[Figure]:
-    """With the client that reads where it is installed, in one process and in two."""
+    """A restart and a standby, without a name in the group and with one."""
     apache: Any = apache_kafka()
     name = "`anabranch learn` from Apache Kafka"
     if missing := apache.why_not():
@@ -116,22 +148,23 @@ def figures(runs: int = RUNS) -> list[Figure]:
             for event in events:
                 publisher.publish(event)
         with tempfile.TemporaryDirectory() as directory:
-            folder, port = Path(directory), free_port()
+            folder = Path(directory)
             config = folder / "settings.toml"
             config.write_text(
                 f'{shop_toml()}\n[kafka]\nbootstrap_servers = "{broker.bootstrap_servers}"\ntopic = "{_TOPIC}"\n'
-                # Without a name Kafka waits for the dead member first (ADR 18).
-                'instance = "learner"\n'
-                f"[embedding]\nadmit_after = 1\n[metrics]\nport = {port}\n"
+                "[embedding]\nadmit_after = 1\n"
                 # The next run starts where this one did.
                 f'[snapshot]\ndirectory = "{folder / "snapshots"}"\nevery = "1d"\nevery_events = 1_000_000_000\n'
             )
             _prepare(config, events[:_N_BEFORE])
-            made.append(Figure(name, _recoveries(config, port, folder, runs), "s", 2))
+            for instance, how in (("", ""), ("learner", ", `kafka.instance` set")):
+                for what, measure in (("restart", _recoveries), ("SIGKILL → its `--standby` learns", _takeovers)):
+                    say(f"{what}{how}")
+                    made.append(Figure(f"{what}{how}", measure(config, folder, runs, instance), "s", 2))
     finally:
         broker.stop()
     return made
 
 
 if __name__ == "__main__":
-    show({TITLE: figures()})
+    show({TITLE: figures(arguments("Recovery after SIGKILL.", _N_BEFORE + _N_BEHIND).runs)})

@@ -8,6 +8,7 @@ Ends with 1 where something grows by more than its bound (`BOUNDS`). Every cap i
 import argparse
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -80,6 +81,7 @@ port = {port}
 bootstrap_servers = "{servers}"
 topic = "{topic}"
 instance = "soak"
+session_timeout = "{session_timeout}"
 """
 
 Command = Sequence[str]
@@ -101,18 +103,20 @@ def soak(
     look_seconds: float = 2.0,
     every_seconds: float = 10.0,
     delta_seconds: float = 2.0,
+    session_timeout: str = "45s",
     command: Command = ANABRANCH,
 ) -> list[Sample]:
     """Learn a topic through several lives of the process, and look at it meanwhile.
 
     :param lives: seconds since the first event, and the signal that ends it.
+    :param session_timeout: how long a life behind a kill waits on a broker that knows no `kafka.instance`.
     :param command: what `learn` is run by.
     :raises RuntimeError: a life ended by itself; the message holds the end of its log.
     """
     port, snapshots = free_port(), folder / "snapshots"
     config = folder / "settings.toml"
     names = {"servers": servers, "topic": topic, "port": port, "directory": snapshots}
-    seconds = {"every_seconds": every_seconds, "delta_seconds": delta_seconds}
+    seconds = {"every_seconds": every_seconds, "delta_seconds": delta_seconds, "session_timeout": session_timeout}
     config.write_text(shop_toml() + _SETTINGS.format(**names, **seconds))
     samples: list[Sample] = []
     started = time.monotonic()
@@ -190,12 +194,10 @@ def _family(pid: int) -> Iterator[int]:
 
 
 def _sizes(folder: Path) -> Iterator[int]:
-    for path in folder.rglob("*"):
-        try:
-            if path.is_file():
-                yield path.stat().st_size
-        except OSError:  # deleted meanwhile
-            continue
+    for place, _, names in os.walk(folder):  # passes over folders that are deleted meanwhile
+        for name in names:
+            with suppress(OSError):
+                yield Path(place, name).stat().st_size
 
 
 def _quality(told: dict[str, float]) -> dict[str, float]:
