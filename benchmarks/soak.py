@@ -131,7 +131,8 @@ def soak(
                 if process.poll() is not None:
                     raise RuntimeError(f"`learn` ended with {process.returncode}:\n{log.read_text()[-3000:]}")
                 told = _metrics(port)
-                if "anabranch_last_event_timestamp_seconds" in told:
+                # Not the newest event's time: a snapshot tells that before anything was read.
+                if told.get("anabranch_events_consumed_total"):
                     now = time.monotonic()
                     born = born or now
                     values = _held(process.pid, snapshots) | _quality(told)

@@ -153,7 +153,8 @@ class KafkaSettings(_Section):
     session_timeout_ms: DurationMs = Field(default=45 * SECOND, alias="session_timeout")
     instance: str = Field(default="", max_length=200, pattern=r"^[a-zA-Z0-9._-]*$")
     """This learner's name in its group (``group.instance.id``, ADR 18): who comes back under it after SIGKILL goes on
-    at once, also where members cannot be taken out of the group (ADR 24). The learner and its standby share one, no others; empty: none."""
+    at once, also where dead members cannot be taken out of the group (ADR 24). The learner and its standby share one,
+    no others; empty: none."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     sasl_username: str = ""
