@@ -17,6 +17,8 @@ from features.fastmath import exp2, log1p
 from features.idmap import Integer, mix
 
 WAYS = 4
+PRIOR_EVENTS = np.float32(50.0)
+"""Events that a prior counts for in a smoothed rate."""
 _KEY, _LAST_MS = 0, 1
 _LINE_BYTES = 64
 _MONTH_LOG_SECONDS = np.float32(np.log1p(30 * 86_400.0))
@@ -116,6 +118,65 @@ def add(table: Counters, key: Integer, now_ms: Integer, kind: Integer, half_live
         table.heads[bucket, way, _LAST_MS] = now_ms
     for h in range(table.counts.shape[3]):
         table.counts[bucket, way, kind, h] += 1.0
+
+
+@compiled
+def shares(
+    table: Counters,
+    key: Integer,
+    now_ms: Integer,
+    half_lives_ms: NDArray[np.float64],
+    exposure: Integer,
+    out: NDArray[np.float32],
+) -> None:
+    """Of a key's slowest counts: each type's share of the exposures, or of all events (-1), shape ``[Y]``; never 0."""
+    bucket, way = locate(table, key)
+    n_types, slowest = table.counts.shape[2], table.counts.shape[3] - 1
+    n = np.float32(n_types)
+    kept = np.float32(0.0)
+    if way >= 0:
+        kept = exp2(-max(now_ms - table.heads[bucket, way, _LAST_MS], 0) / half_lives_ms[slowest])
+        for y in range(n_types):
+            if exposure < 0 or y == exposure:
+                n += table.counts[bucket, way, y, slowest] * kept
+    for y in range(n_types):
+        c = table.counts[bucket, way, y, slowest] * kept if way >= 0 else np.float32(0.0)
+        out[y] = (c + np.float32(1.0)) / n
+
+
+@compiled
+def rates(
+    table: Counters,
+    key: Integer,
+    now_ms: Integer,
+    half_lives_ms: NDArray[np.float64],
+    exposure: Integer,
+    priors: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Smoothed rate of each type but the exposure's, as the log of its ratio to the prior, into ``out``.
+
+    log((c + a·p) / (n + a)) − log p of the slowest counts c, where n are the exposures, or all events (-1), and ``a``
+    is :data:`PRIOR_EVENTS`: 0 for a key that is not known.
+    """
+    bucket, way = locate(table, key)
+    if way < 0:
+        for k in range(len(out)):
+            out[k] = 0.0
+        return
+    counts = table.counts[bucket, way]
+    slowest = counts.shape[1] - 1
+    kept = exp2(-max(now_ms - table.heads[bucket, way, _LAST_MS], 0) / half_lives_ms[slowest])
+    n = np.float32(0.0)
+    for y in range(counts.shape[0]):
+        if exposure < 0 or y == exposure:
+            n += counts[y, slowest]
+    log_n = log1p(n * kept / PRIOR_EVENTS)
+    k = 0
+    for y in range(counts.shape[0]):
+        if y != exposure:
+            out[k] = log1p(counts[y, slowest] * kept / (PRIOR_EVENTS * priors[y])) - log_n
+            k += 1
 
 
 def touched_entries(touched: NDArray[np.uint8]) -> NDArray[np.uint8]:
