@@ -18,7 +18,7 @@ from features.idmap import Integer, mix
 
 WAYS = 4
 PRIOR_EVENTS = np.float32(50.0)
-"""Events that a prior counts for in a smoothed rate."""
+"""Exposures that the prior counts for in a smoothed rate."""
 _KEY, _LAST_MS = 0, 1
 _LINE_BYTES = 64
 _MONTH_LOG_SECONDS = np.float32(np.log1p(30 * 86_400.0))
@@ -130,18 +130,20 @@ def shares(
     out: NDArray[np.float32],
 ) -> None:
     """Of a key's slowest counts: each type's share of the exposures, or of all events (-1), shape ``[Y]``; never 0."""
+    for y in range(len(out)):
+        out[y] = 0.0
     bucket, way = locate(table, key)
-    n_types, slowest = table.counts.shape[2], table.counts.shape[3] - 1
-    n = np.float32(n_types)
-    kept = np.float32(0.0)
+    n_shown = np.float32(0.0)
     if way >= 0:
+        counts = table.counts[bucket, way]
+        slowest = counts.shape[1] - 1
         kept = exp2(-max(now_ms - table.heads[bucket, way, _LAST_MS], 0) / half_lives_ms[slowest])
-        for y in range(n_types):
+        for y in range(len(out)):
+            out[y] = counts[y, slowest] * kept
             if exposure < 0 or y == exposure:
-                n += table.counts[bucket, way, y, slowest] * kept
-    for y in range(n_types):
-        c = table.counts[bucket, way, y, slowest] * kept if way >= 0 else np.float32(0.0)
-        out[y] = (c + np.float32(1.0)) / n
+                n_shown += out[y]
+    for y in range(len(out)):
+        out[y] = (out[y] + np.float32(1.0)) / (n_shown + np.float32(len(out)))
 
 
 @compiled
@@ -154,10 +156,10 @@ def rates(
     priors: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> None:
-    """Smoothed rate of each type but the exposure's, as the log of its ratio to the prior, into ``out``.
+    """Smoothed rate of each type but the exposure's, as the log of its ratio to the prior: 0 for a key not known.
 
-    log((c + a·p) / (n + a)) − log p of the slowest counts c, where n are the exposures, or all events (-1), and ``a``
-    is :data:`PRIOR_EVENTS`: 0 for a key that is not known.
+    log((c + a·p) / (n + a)) − log p of the slowest counts c, where n are the exposures, or all events (-1), p the
+    prior's :func:`shares` and ``a`` :data:`PRIOR_EVENTS`: the mean under a beta prior.
     """
     bucket, way = locate(table, key)
     if way < 0:
@@ -167,15 +169,15 @@ def rates(
     counts = table.counts[bucket, way]
     slowest = counts.shape[1] - 1
     kept = exp2(-max(now_ms - table.heads[bucket, way, _LAST_MS], 0) / half_lives_ms[slowest])
-    n = np.float32(0.0)
+    n_shown = np.float32(0.0)
     for y in range(counts.shape[0]):
         if exposure < 0 or y == exposure:
-            n += counts[y, slowest]
-    log_n = log1p(n * kept / PRIOR_EVENTS)
+            n_shown += counts[y, slowest] * kept
+    log_shown = log1p(n_shown / PRIOR_EVENTS)
     k = 0
     for y in range(counts.shape[0]):
         if y != exposure:
-            out[k] = log1p(counts[y, slowest] * kept / (PRIOR_EVENTS * priors[y])) - log_n
+            out[k] = log1p(counts[y, slowest] * kept / (PRIOR_EVENTS * priors[y])) - log_shown
             k += 1
 
 

@@ -53,12 +53,6 @@ def unordered(left: Integer, right: Integer) -> Integer:
 
 
 @compiled
-def followed(first: Integer, then: Integer) -> Integer:
-    """The key of one item right after another; order matters."""
-    return pair_key(first, np.int64(mix(then)))
-
-
-@compiled
 def _count(table: Covisits, state: Integer, now_s: Integer) -> np.float32:
     elapsed_s = max(now_s - (state & _SECONDS_MASK), 0)
     return np.float32(np.int32(state >> 32).view(np.float32) * exp2(-elapsed_s / table.half_life_s))

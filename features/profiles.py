@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from contracts.settings import FeatureSettings
 from features.compiled import compiled
 from features.counters import Counters, add, load_counters, new_counters, pair_key, save_counters
-from features.covisits import Covisits, followed, load_covisits, new_covisits, save_covisits, unordered
+from features.covisits import Covisits, load_covisits, new_covisits, save_covisits, unordered
 from features.covisits import add as count_together
 from features.directory import Directory, admit, evict, is_full, load_directory, new_directory, save_directory
 from features.idmap import Integer, Real, find, mix
@@ -198,8 +198,6 @@ def _walk(profiles: Profiles, trail: Int64s, item: Integer, now_ms: Integer) -> 
             n_others += 1
     if n_others > 0:
         count_together(profiles.covisits, item, now_ms, n_others)
-    if trail[0] != 0:
-        count_together(profiles.covisits, followed(trail[0], item), now_ms)
     for m in range(place, 0, -1):
         trail[m] = trail[m - 1]
     trail[0] = item

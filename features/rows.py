@@ -11,13 +11,12 @@ from contracts.batch import Float32s, Int64s
 from features.compiled import compiled
 from features.counters import pair_key, rates, read, shares
 from features.covisits import count as count_of
-from features.covisits import followed, unordered
+from features.covisits import unordered
 from features.fastmath import log1p
 from features.idmap import Integer, Real
 from features.profiles import CLIP, Float64s, Profiles, log_q
 
-
-N_COVISITS = 6
+N_COVISITS = 4
 
 
 class RowSpace(NamedTuple):
@@ -123,37 +122,34 @@ def total(profiles: Profiles, viewer: Viewer, now_ms: Integer) -> None:
 
 @compiled
 def _encode_covisits(
-    profiles: Profiles, trail: Int64s, totals: Float32s, item: Integer, now_ms: Integer, out: Float32s
+    profiles: Profiles, viewer: Viewer, which: Integer, one: Integer, now_ms: Integer, out: Float32s
 ) -> None:
     """How often an item, or a value, goes with those of the user's trail; square roots, since the cosines are small."""
+    totals = viewer.totals[which]
     count_sum = np.float32(0.0)
     cosine_sum = np.float32(0.0)
     cosine_max = np.float32(0.0)
     cosine_latest = np.float32(0.0)
-    cosine_recent = np.float32(0.0)
-    weight = np.float32(1.0)
-    follows = np.float32(0.0)
     own = np.float32(-1.0)
     for m in range(len(totals)):
-        weight *= np.float32(0.7)
-        if totals[m] <= 0.0 or trail[m] == item:
+        if totals[m] <= 0.0:  # so are all where the viewer is not known
             continue
-        count = count_of(profiles.covisits, unordered(trail[m], item), now_ms)
+        other = profiles.trail[viewer.row, which, m]
+        if other == one:
+            continue
+        count = count_of(profiles.covisits, unordered(other, one), now_ms)
         if count <= 0.0:
             continue
         if own < 0.0:
-            own = count_of(profiles.covisits, item, now_ms)
+            own = count_of(profiles.covisits, one, now_ms)
         cosine = count / np.sqrt(totals[m] * max(own, count))
         count_sum += count
         cosine_sum += cosine
         cosine_max = max(cosine_max, cosine)
-        cosine_recent += weight * cosine
         if m == 0:
             cosine_latest = cosine
-            follows = count_of(profiles.covisits, followed(trail[m], item), now_ms) / np.sqrt(totals[m] * own)
     out[0], out[1] = log1p(count_sum), np.sqrt(cosine_sum)
     out[2], out[3] = np.sqrt(cosine_max), np.sqrt(cosine_latest)
-    out[4], out[5] = np.sqrt(cosine_recent), np.sqrt(follows)
 
 
 @compiled
@@ -204,17 +200,7 @@ def encode_item(
     if viewer.totals.shape[1] > 0:
         for k in range(1 + interests):
             value = item if k == 0 else out.ids[to, 1 + k]
-            if viewer.row >= 0:
-                _encode_covisits(
-                    profiles,
-                    profiles.trail[viewer.row, k],
-                    viewer.totals[k],
-                    value,
-                    now_ms,
-                    dense[at : at + N_COVISITS],
-                )
-            else:
-                dense[at : at + N_COVISITS] = 0.0
+            _encode_covisits(profiles, viewer, k, value, now_ms, dense[at : at + N_COVISITS])
             at += N_COVISITS
     for k in range(len(numbers)):
         value = numbers[k]

@@ -13,7 +13,7 @@ from features.hashing import EMPTY, BagHasher, FieldHasher, labels, missing_id, 
 
 USER_FIELD = "user_id"
 ITEM_FIELD = "item_id"
-COVISITS = ("sum", "cosine sum", "cosine max", "cosine latest", "cosine recent", "next")
+COVISITS = ("sum", "cosine sum", "cosine max", "cosine latest")
 _LARGEST = 1e18
 """Beyond, a number is taken for unknown: nothing that an attribute measures, and its square would leave float32."""
 
@@ -118,11 +118,7 @@ class FeatureSchema:
             ("item", counters),
             *((name, counters) for name in valued),
             *((f"{name} rate", rates) for name in ("item", *valued)),
-            *(
-                (f"{name}covisits", list(COVISITS))
-                for name in ("", *(f"{name} " for name in valued))
-                if settings.features.trail
-            ),
+            *((f"{name} covisits", list(COVISITS)) for name in ("item", *valued) if settings.features.trail),
             *((field.name, number) for field in item.numeric),
         ]
         fields = [field for reader in (item, user, context) for field in (*reader.categorical, *reader.several)]
@@ -148,6 +144,11 @@ class FeatureSchema:
                 user_dense=sum(len(columns) for _, columns in of_user),
             ),
         )
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        """What a user's trails are of: items, and the first categorical item fields."""
+        return ("item", *(field.name for field in self.item.categorical[: self.interests]))
 
     @property
     def missing(self) -> Int64s:
