@@ -9,8 +9,8 @@ from msgspec import Meta
 
 from contracts.records import Offsets, decode_offsets
 
-FORMAT = 1
-"""Rises when an older library could no longer read a snapshot."""
+FORMAT = 2
+"""Rises when another library could not read a snapshot: 2 has the smoothed rates and the trails of values."""
 
 FILE_NAME = r"^[a-z][a-z0-9_-]{0,63}\.(safetensors|msgpack)\Z"
 
@@ -84,7 +84,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(data: bytes) -> Manifest:
     """The inverse of :func:`encode_manifest`, whatever the bytes are.
 
-    :raises ManifestError: not a manifest, changed since it was written, or of a newer format.
+    :raises ManifestError: not a manifest, changed since it was written, or of another format.
     """
     try:
         envelope = msgspec.json.decode(data, type=_Envelope)
@@ -95,6 +95,11 @@ def decode_manifest(data: bytes) -> Manifest:
         found = plain.get("format") if isinstance(plain, Mapping) else None
         if isinstance(found, int) and found > FORMAT:
             raise ManifestError(f"format {found} is newer than {FORMAT}, which this library reads; upgrade it")
+        if isinstance(found, int) and found < FORMAT:
+            raise ManifestError(
+                f"format {found} is older than {FORMAT}, which this library reads: its model has fewer features. Go on "
+                "with the library that wrote it, or start in a new snapshot folder and replay (`learn --from`)"
+            )
         return msgspec.json.decode(body, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"not a manifest: {error}") from error

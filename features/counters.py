@@ -17,6 +17,8 @@ from features.fastmath import exp2, log1p
 from features.idmap import Integer, mix
 
 WAYS = 4
+PRIOR_EVENTS = np.float32(50.0)
+"""Exposures that the prior counts for in a smoothed rate."""
 _KEY, _LAST_MS = 0, 1
 _LINE_BYTES = 64
 _MONTH_LOG_SECONDS = np.float32(np.log1p(30 * 86_400.0))
@@ -116,6 +118,67 @@ def add(table: Counters, key: Integer, now_ms: Integer, kind: Integer, half_live
         table.heads[bucket, way, _LAST_MS] = now_ms
     for h in range(table.counts.shape[3]):
         table.counts[bucket, way, kind, h] += 1.0
+
+
+@compiled
+def shares(
+    table: Counters,
+    key: Integer,
+    now_ms: Integer,
+    half_lives_ms: NDArray[np.float64],
+    exposure: Integer,
+    out: NDArray[np.float32],
+) -> None:
+    """Of a key's slowest counts: each type's share of the exposures, or of all events (-1), shape ``[Y]``; never 0."""
+    for y in range(len(out)):
+        out[y] = 0.0
+    bucket, way = locate(table, key)
+    n_shown = np.float32(0.0)
+    if way >= 0:
+        counts = table.counts[bucket, way]
+        slowest = counts.shape[1] - 1
+        kept = exp2(-max(now_ms - table.heads[bucket, way, _LAST_MS], 0) / half_lives_ms[slowest])
+        for y in range(len(out)):
+            out[y] = counts[y, slowest] * kept
+            if exposure < 0 or y == exposure:
+                n_shown += out[y]
+    for y in range(len(out)):
+        out[y] = (out[y] + np.float32(1.0)) / (n_shown + np.float32(len(out)))
+
+
+@compiled
+def rates(
+    table: Counters,
+    key: Integer,
+    now_ms: Integer,
+    half_lives_ms: NDArray[np.float64],
+    exposure: Integer,
+    priors: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Smoothed rate of each type but the exposure's, as the log of its ratio to the prior: 0 for a key not known.
+
+    log((c + a·p) / (n + a)) − log p of the slowest counts c, where n are the exposures, or all events (-1), p the
+    prior's :func:`shares` and ``a`` :data:`PRIOR_EVENTS`: the mean under a beta prior.
+    """
+    bucket, way = locate(table, key)
+    if way < 0:
+        for k in range(len(out)):
+            out[k] = 0.0
+        return
+    counts = table.counts[bucket, way]
+    slowest = counts.shape[1] - 1
+    kept = exp2(-max(now_ms - table.heads[bucket, way, _LAST_MS], 0) / half_lives_ms[slowest])
+    n_shown = np.float32(0.0)
+    for y in range(counts.shape[0]):
+        if exposure < 0 or y == exposure:
+            n_shown += counts[y, slowest] * kept
+    log_shown = log1p(n_shown / PRIOR_EVENTS)
+    k = 0
+    for y in range(counts.shape[0]):
+        if y != exposure:
+            out[k] = log1p(counts[y, slowest] * kept / (PRIOR_EVENTS * priors[y])) - log_shown
+            k += 1
 
 
 def touched_entries(touched: NDArray[np.uint8]) -> NDArray[np.uint8]:

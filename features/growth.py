@@ -96,6 +96,7 @@ def grow_profiles(arrays: Mapping[str, NDArray[Any]], growth: Growth) -> dict[st
         grown[f"{owner}s.numbers"] = growth.of_numbers(arrays[f"{owner}s.numbers"], owner)
     for name in ("history", "pairs.counts", "values.counts"):
         grown[name] = growth.of_kinds(arrays[name], 1)
+    grown["trail"] = spread(arrays["trail"], places(old.followed, new.followed), len(new.followed), 1)
     grown["moments"] = spread(arrays["moments"], places(numbers, new_numbers), len(new_numbers), 0)
     return grown
 

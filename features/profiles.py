@@ -45,12 +45,13 @@ class Profiles(NamedTuple):
     traffic: Int64s  # [3]: known items, ring position, ring length
     pairs: Counters
     values: Counters
-    trail: Int64s  # [users, M], the items chosen last, of any type, newest first, none twice
+    trail: Int64s  # [users, 1 + I, M], items chosen last, then their values; of any type, newest first, none twice
     covisits: Covisits
     chosen: Bools  # [Y], types of events that a user chose, not only was shown
     moments: Float64s  # [numbers, 3]: count, mean, sum of squared deviations (Welford)
     random: NDArray[np.uint64]  # [2], splitmix64 states: of negatives, of ranking (looking changes nothing)
     half_lives_ms: Float64s  # [L]
+    exposure: Int64s  # [1], the type of event that only shows an item; -1: none does
     missing: Int64s  # [C], the id of "not given" per column of ids
     uniform_share: Float64s  # [1]
     touched_users: Bools  # [users], rows that changed since the last cut
@@ -72,12 +73,13 @@ def new_profiles(settings: FeatureSettings, schema: FeatureSchema, uniform_share
         traffic=np.zeros(3, np.int64),
         pairs=new_counters(settings.pairs, n_types, n_half_lives),
         values=new_counters(settings.values, n_types, n_half_lives),
-        trail=np.zeros((settings.users, settings.trail), np.int64),
+        trail=np.zeros((settings.users, 1 + schema.interests, settings.trail), np.int64),
         covisits=new_covisits(settings.covisits, settings.covisit_half_life_ms),
         chosen=np.array(schema.chosen, np.bool_),
         moments=np.zeros((n_numbers, 3), np.float64),
         random=np.array([seed, seed + 1]).astype(np.uint64),
         half_lives_ms=np.array(schema.half_lives_ms, np.float64),
+        exposure=np.array([schema.exposure], np.int64),
         missing=schema.missing,
         uniform_share=np.array([uniform_share], np.float64),
         touched_users=np.zeros(settings.users, np.bool_),
@@ -101,7 +103,7 @@ def user_row(profiles: Profiles, user: Integer, now_ms: Integer) -> Integer:
             evict(profiles.users, profiles.recent_count[:0])
         row = admit(profiles.users, user)
         profiles.history[row, :, :] = 0
-        profiles.trail[row, :] = 0
+        profiles.trail[row, :, :] = 0
     profiles.touched_users[row] = True
     profiles.users.last_ms[row] = max(now_ms, profiles.users.last_ms[row])
     return row
@@ -177,9 +179,8 @@ def learn_number(moments: Float64s, value: Real) -> None:
 
 
 @compiled
-def _walk(profiles: Profiles, u_row: Integer, item: Integer, now_ms: Integer) -> None:
-    """Count the item together with those chosen before it, and put it at the head of the trail."""
-    trail = profiles.trail[u_row]
+def _walk(profiles: Profiles, trail: Int64s, item: Integer, now_ms: Integer) -> None:
+    """Count an item, or a value, together with those chosen before it, and put it at the head of its trail."""
     if len(trail) == 0 or trail[0] == item:
         return
     place = len(trail) - 1
@@ -231,8 +232,13 @@ def remember(
     profiles.traffic[1] = (position + 1) % size
 
     if profiles.chosen[kind]:
-        _walk(profiles, u_row, item, now_ms)
+        _walk(profiles, profiles.trail[u_row, 0], item, now_ms)
+        for k in range(interests):
+            value = profiles.items.attributes[i_row, k]
+            if value != 0:
+                _walk(profiles, profiles.trail[u_row, 1 + k], value, now_ms)
 
+    add(profiles.values, profiles.missing[1], now_ms, kind, profiles.half_lives_ms)  # of all items together
     add(profiles.values, user, now_ms, kind, profiles.half_lives_ms)
     add(profiles.values, item, now_ms, kind, profiles.half_lives_ms)
     add(profiles.pairs, pair_key(user, item), now_ms, kind, profiles.half_lives_ms)

@@ -9,12 +9,14 @@ import numpy as np
 
 from contracts.batch import Float32s, Int64s
 from features.compiled import compiled
-from features.counters import pair_key, read
+from features.counters import pair_key, rates, read, shares
 from features.covisits import count as count_of
 from features.covisits import unordered
 from features.fastmath import log1p
 from features.idmap import Integer, Real
 from features.profiles import CLIP, Float64s, Profiles, log_q
+
+N_COVISITS = 4
 
 
 class RowSpace(NamedTuple):
@@ -31,7 +33,8 @@ class Viewer(NamedTuple):
 
     id: Integer
     row: Integer
-    totals: Float32s  # [M], how often each item of the trail was counted together with another
+    totals: Float32s  # [1 + I, M], how often each item or value of the trails was counted together with another
+    priors: Float32s  # [Y], share of each type among all events
 
 
 @compiled
@@ -110,28 +113,36 @@ def encode_user(
 @compiled
 def total(profiles: Profiles, viewer: Viewer, now_ms: Integer) -> None:
     """Fill the viewer's totals, which do not depend on the item."""
-    for m in range(len(viewer.totals)):
-        item = profiles.trail[viewer.row, m] if viewer.row >= 0 else 0
-        viewer.totals[m] = count_of(profiles.covisits, item, now_ms) if item != 0 else 0.0
+    for t in range(viewer.totals.shape[0]):
+        for m in range(viewer.totals.shape[1]):
+            item = profiles.trail[viewer.row, t, m] if viewer.row >= 0 else 0
+            viewer.totals[t, m] = count_of(profiles.covisits, item, now_ms) if item != 0 else 0.0
+    shares(profiles.values, profiles.missing[1], now_ms, profiles.half_lives_ms, profiles.exposure[0], viewer.priors)
 
 
 @compiled
-def _encode_covisits(profiles: Profiles, viewer: Viewer, item: Integer, now_ms: Integer, out: Float32s) -> None:
-    """How often the item goes with those of the user's trail; square roots, since the cosines are small."""
+def _encode_covisits(
+    profiles: Profiles, viewer: Viewer, which: Integer, one: Integer, now_ms: Integer, out: Float32s
+) -> None:
+    """How often an item, or a value, goes with those of the user's trail; square roots, since the cosines are small."""
+    totals = viewer.totals[which]
     count_sum = np.float32(0.0)
     cosine_sum = np.float32(0.0)
     cosine_max = np.float32(0.0)
     cosine_latest = np.float32(0.0)
     own = np.float32(-1.0)
-    for m in range(len(viewer.totals)):
-        if viewer.totals[m] <= 0.0 or profiles.trail[viewer.row, m] == item:
+    for m in range(len(totals)):
+        if totals[m] <= 0.0:  # so are all where the viewer is not known
             continue
-        count = count_of(profiles.covisits, unordered(profiles.trail[viewer.row, m], item), now_ms)
+        other = profiles.trail[viewer.row, which, m]
+        if other == one:
+            continue
+        count = count_of(profiles.covisits, unordered(other, one), now_ms)
         if count <= 0.0:
             continue
         if own < 0.0:
-            own = count_of(profiles.covisits, item, now_ms)
-        cosine = count / np.sqrt(viewer.totals[m] * max(own, count))
+            own = count_of(profiles.covisits, one, now_ms)
+        cosine = count / np.sqrt(totals[m] * max(own, count))
         count_sum += count
         cosine_sum += cosine
         cosine_max = max(cosine_max, cosine)
@@ -173,9 +184,24 @@ def encode_item(
         start = at + width * (1 + k)
         read(profiles.values, out.ids[to, 2 + k], now_ms, profiles.half_lives_ms, dense[start : start + width])
     at += width * (1 + interests)
-    if len(viewer.totals) > 0:
-        _encode_covisits(profiles, viewer, item, now_ms, dense[at : at + 4])
-        at += 4
+    n_rates = profiles.values.counts.shape[2] - (1 if profiles.exposure[0] >= 0 else 0)
+    for k in range(1 + interests):
+        value = item if k == 0 else out.ids[to, 1 + k]
+        rates(
+            profiles.values,
+            value,
+            now_ms,
+            profiles.half_lives_ms,
+            profiles.exposure[0],
+            viewer.priors,
+            dense[at : at + n_rates],
+        )
+        at += n_rates
+    if viewer.totals.shape[1] > 0:
+        for k in range(1 + interests):
+            value = item if k == 0 else out.ids[to, 1 + k]
+            _encode_covisits(profiles, viewer, k, value, now_ms, dense[at : at + N_COVISITS])
+            at += N_COVISITS
     for k in range(len(numbers)):
         value = numbers[k]
         if np.isnan(value) and i_row >= 0:

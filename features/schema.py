@@ -84,6 +84,8 @@ class FeatureSchema:
     user: AttributeReader
     context: AttributeReader
     interests: int
+    exposure: int
+    """The type of event that only shows an item; -1: every event chooses."""
     event_types: tuple[str, ...]
     half_lives_ms: tuple[int, ...]
     chosen: tuple[bool, ...]
@@ -106,6 +108,8 @@ class FeatureSchema:
         valued = [field.name for field in item.categorical[:interests]]
         number = ["value", "missing"]
         of_user = [("user", counters), *((field.name, number) for field in user.numeric)]
+        exposure = types.index(settings.events.exposure) if settings.mode == "exposure" else -1
+        rates = [kind for place, kind in enumerate(types) if place != exposure]
         groups = [
             *of_user,
             *((field.name, number) for field in context.numeric),
@@ -113,7 +117,8 @@ class FeatureSchema:
             *((f"user x {name}", counters) for name in valued),
             ("item", counters),
             *((name, counters) for name in valued),
-            *([("covisits", list(COVISITS))] if settings.features.trail else []),
+            *((f"{name} rate", rates) for name in ("item", *valued)),
+            *((f"{name} covisits", list(COVISITS)) for name in ("item", *valued) if settings.features.trail),
             *((field.name, number) for field in item.numeric),
         ]
         fields = [field for reader in (item, user, context) for field in (*reader.categorical, *reader.several)]
@@ -122,6 +127,7 @@ class FeatureSchema:
             user=user,
             context=context,
             interests=interests,
+            exposure=exposure,
             event_types=types,
             dense_groups=tuple((group, len(columns)) for group, columns in groups),
             half_lives_ms=half_lives_ms,
@@ -138,6 +144,11 @@ class FeatureSchema:
                 user_dense=sum(len(columns) for _, columns in of_user),
             ),
         )
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        """What a user's trails are of: items, and the first categorical item fields."""
+        return ("item", *(field.name for field in self.item.categorical[: self.interests]))
 
     @property
     def missing(self) -> Int64s:

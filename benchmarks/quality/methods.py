@@ -111,7 +111,10 @@ class Memory(_Scorer):
         self._weights[_slowest(layout, "user x item")] = 10.0
         for field in layout.fields:
             self._weights[_slowest(layout, f"user x {field}")] = 3.0
-        self._weights[[layout.dense.index(f"covisits {name}") for name in COVISITS[1:]]] = 3.0
+        cosines = {f"item covisits {name}": 3.0 for name in COVISITS[1:]}
+        cosines |= {f"{field} covisits {name}": 1.0 for field in layout.fields for name in COVISITS[1:]}
+        for place, name in enumerate(layout.dense):
+            self._weights[place] = cosines.get(name, self._weights[place])
         self._weights[_slowest(layout, "item")] = 0.3
 
     def scores(self, rows: Rows, task: int) -> Float32s:  # noqa: ARG002 - the same for all tasks

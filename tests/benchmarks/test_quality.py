@@ -14,6 +14,7 @@ from contracts.batch import Layout, Rows
 LAYOUT = Layout(
     tasks=("buy",),
     fields=("user_id", "item_id", "item.category"),
+    slots=(1, 1, 1),
     dense=(
         "user buy:60s",
         "user x item buy:60s",
@@ -22,10 +23,10 @@ LAYOUT = Layout(
         "user x item.category buy:3600s",
         "item buy:60s",
         "item buy:3600s",
-        "covisits sum",
-        "covisits cosine sum",
-        "covisits cosine max",
-        "covisits cosine latest",
+        "item covisits sum",
+        "item covisits cosine sum",
+        "item covisits cosine max",
+        "item covisits cosine latest",
     ),
     event_types=("buy",),
     history_length=1,

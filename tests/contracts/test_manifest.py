@@ -75,9 +75,12 @@ def test_a_manifest_with_values_nobody_writes_is_refused_though_its_checksum_is_
         decode_manifest(encode_manifest(manifest(**changes)))
 
 
-def test_a_newer_format_is_refused_with_the_way_out_and_unknown_fields_are_not():
+def test_another_format_is_refused_with_the_way_out_and_unknown_fields_are_not():
     with pytest.raises(ManifestError, match=f"format {FORMAT + 1} is newer than {FORMAT}.*upgrade"):
         decode_manifest(encode_manifest(manifest(format=FORMAT + 1)))
+
+    with pytest.raises(ManifestError, match=f"format {FORMAT - 1} is older than {FORMAT}.*new snapshot folder"):
+        decode_manifest(encode_manifest(manifest(format=FORMAT - 1)))
 
     class Later(Manifest, frozen=True, kw_only=True):
         more: int = 5

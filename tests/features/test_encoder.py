@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from math import exp, log1p, nan, sqrt
+from math import exp, log, log1p, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -230,43 +230,46 @@ def test_counters_in_a_row_are_those_of_all_events_before_it() -> None:
 # -- training and scoring
 
 
-def _trailing(events: list[Happened], user: int) -> list[int]:
-    """The items that a user chose, newest first, none twice."""
+def _trailing(chosen: list[tuple[int, int]], user: int) -> list[int]:
+    """What a user chose, items or categories, newest first, none twice."""
     trail: list[int] = []
-    for event in events:
-        if event.user == user and trail[:1] != [event.item]:
-            trail = [event.item, *(item for item in trail if item != event.item)]
+    for by, one in chosen:
+        if by == user and trail[:1] != [one]:
+            trail = [one, *(other for other in trail if other != one)]
     return trail[:8]
 
 
-def _chosen_together(events: list[Happened]) -> Counter[frozenset[int]]:
-    """How often two items were chosen close to each other: every item with each of the trail before it."""
+def _chosen_together(chosen: list[tuple[int, int]]) -> Counter[frozenset[int]]:
+    """How often two were chosen close to each other: every one with each of the trail before it."""
     counts: Counter[frozenset[int]] = Counter()
-    for n, event in enumerate(events):
-        trail = _trailing(events[:n], event.user)
-        if trail[:1] != [event.item]:
-            counts.update(frozenset({item, event.item}) for item in trail if item != event.item)
+    for n, (user, one) in enumerate(chosen):
+        trail = _trailing(chosen[:n], user)
+        if trail[:1] != [one]:
+            counts.update(frozenset({other, one}) for other in trail if other != one)
     return counts
 
 
-def test_covisits_in_a_row_are_those_of_item_based_collaborative_filtering() -> None:
-    """Against plain dictionaries, over a minute: nothing has decayed yet."""
-    events = [replace(event, time_ms=n) for n, event in enumerate(_stream(120, 12, negatives=0))]
+@pytest.mark.parametrize("followed", ["item", "item.category"])
+def test_covisits_in_a_row_are_those_of_item_based_collaborative_filtering(followed: str) -> None:
+    """Against plain dictionaries, over a minute: nothing has decayed yet. Likewise of the items' categories."""
+    events = [
+        replace(event, time_ms=n, about_item={"category": event.item % 7})
+        for n, event in enumerate(_stream(120, 12, negatives=0))
+    ]
+    chosen = [(event.user, event.item if followed == "item" else event.item % 7) for event in events]
     encoder = _encoder()
     encoded = _encode(encoder, events)
-    columns = [encoder.schema.layout.dense.index(f"covisits {name}") for name in COVISITS]
+    columns = [encoder.schema.layout.dense.index(f"{followed} covisits {name}") for name in COVISITS]
     n_some = 0
     for row, n in enumerate(encoded.event.tolist()):
-        event, counts = events[n], _chosen_together(events[:n])
+        (user, own), counts = chosen[n], _chosen_together(chosen[:n])
         totals: Counter[int] = Counter()
         for pair, count in counts.items():
             totals.update(dict.fromkeys(pair, count))
-        trail = _trailing(events[:n], event.user)
-        found = [(place, item, counts[frozenset({item, event.item})]) for place, item in enumerate(trail)]
+        trail = _trailing(chosen[:n], user)
+        found = [(place, other, counts[frozenset({other, own})]) for place, other in enumerate(trail)]
         cosines = {
-            place: count / sqrt(totals[item] * totals[event.item])
-            for place, item, count in found
-            if count and item != event.item
+            place: count / sqrt(totals[other] * totals[own]) for place, other, count in found if count and other != own
         }
         expected = [
             log1p(sum(count for place, _, count in found if place in cosines)),
@@ -290,7 +293,37 @@ def test_what_was_only_shown_is_nobodys_choice() -> None:
     assert not encoder.profiles.trail.any()
     assert not encoder.profiles.covisits.cells.any()
     _encode(encoder, [Happened(item=item, time_ms=item, kind=clicked) for item in (3, 4)])
-    assert encoder.profiles.trail[0, :3].tolist() == [4, 3, 0]
+    assert encoder.profiles.trail[0, 0, :3].tolist() == [4, 3, 0]
+
+
+@pytest.mark.parametrize("mode", ["exposure", "implicit"])
+def test_rates_in_a_row_are_those_of_all_before_it_drawn_towards_the_prior(mode: str) -> None:
+    """Against their formula, over a minute: nothing has decayed yet. Of exposures, or of all events without any."""
+    settings = Settings.model_validate({"mode": mode, "fields": FIELDS})
+    schema = FeatureSchema.of(settings)
+    encoder = Encoder(schema, new_profiles(settings.features, schema, 1.0, 0))
+    events = [
+        replace(event, time_ms=n, about_item={"category": event.item % 4})
+        for n, event in enumerate(_stream(150, 9, negatives=0, keep=True, emit=True))
+    ]
+    encoded = _encode(encoder, events)
+    shown = {settings.event_types.index("content_view")} if mode == "exposure" else set(range(3))
+    for row, event in enumerate(events):
+        before = Counter(other.kind for other in events[:row])
+        n_before = sum(before[kind] for kind in shown)
+        for name, own in (("item", event.item), ("item.category", event.item % 4)):
+            like = [o.kind for o in events[:row] if own == (o.item if name == "item" else o.item % 4)]
+            n_like = sum(kind in shown for kind in like)
+            for kind, type_ in enumerate(settings.event_types):
+                column = f"{name} rate {type_}"
+                if mode == "exposure" and kind in shown:
+                    assert column not in schema.layout.dense
+                    continue
+                prior = (before[kind] + 1) / (n_before + 3)
+                rate = (like.count(kind) + 50 * prior) / (n_like + 50)
+                expected = log(rate / prior) if like else 0.0
+                found = encoded.rows.dense[row, schema.layout.dense.index(column)]
+                assert found == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("n_kept", [16, 1000])
