@@ -21,6 +21,8 @@ from pydantic import (
 )
 from pydantic_settings import EnvSettingsSource
 
+from contracts import memory as memory_plan
+
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
 _UNITS_MS = {"ms": 1, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}
 
@@ -373,6 +375,15 @@ class SnapshotSettings(_Section):
     """Batches that could not be learned, kept as files in ``quarantine`` in the directory; the newest stay."""
 
 
+class MemorySettings(_Section):
+    """One cap for what grows with the stream (docs/operations.md)."""
+
+    max_mib: float = Field(default=0.0, ge=0)
+    """Hard cap on the embedding table, profiles, open exposures with their waiting features, and event ids together.
+    The sizes of these that are not set follow from it; 0: each has its own, and there is no common one. Copies for
+    snapshots come on top."""
+
+
 class ServeSettings(_Section):
     """The scoring worker."""
 
@@ -423,6 +434,7 @@ class Settings(_Section):
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     snapshot: SnapshotSettings = SnapshotSettings()
+    memory: MemorySettings = MemorySettings()
     serve: ServeSettings = ServeSettings()
     metrics: MetricsSettings = MetricsSettings()
 
@@ -464,6 +476,15 @@ class Settings(_Section):
                 if above in path:
                     raise ValueError(f"parents must end at a task without one; found {' after '.join([*path, above])}")
                 path.append(above)
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_memory(self) -> Self:
+        for section, sizes in memory_plan.apportion(self).items():
+            # Before anybody sees it; a section of its own, so that what nobody chose stays known as such.
+            sized = getattr(self, section).model_copy()
+            sized.__dict__.update(sizes)
+            self.__dict__[section] = sized
         return self
 
     @property
