@@ -229,11 +229,11 @@ def waiting_bytes(settings: Sized) -> int:
 def n_dense(settings: Sized) -> int:
     """Dense columns of an example (`features.schema.FeatureSchema`)."""
     features = settings.features
-    counters = len(settings.event_types) * len(features.half_lives_ms) + 1
+    counters: int = len(settings.event_types) * len(features.half_lives_ms) + 1
     covisits = 4 if features.trail else 0
-    n_categorical = sum(field.kind == "categorical" for field in _fields(settings, "item"))
-    n_numbers = sum(field.kind == "numeric" for field in settings.fields)
-    valued: int = min(features.interests, n_categorical)
+    n_categorical: int = sum(field.kind == "categorical" for field in _fields(settings, "item"))
+    n_numbers: int = sum(field.kind == "numeric" for field in settings.fields)
+    valued = min(int(features.interests), n_categorical)
     return counters * (3 + 2 * valued) + covisits + 2 * n_numbers
 
 
