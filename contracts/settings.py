@@ -17,6 +17,7 @@ from pydantic import (
     PlainSerializer,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import EnvSettingsSource
@@ -363,8 +364,8 @@ class SnapshotSettings(_Section):
     directory: str = "snapshots"
     every_ms: DurationMs = Field(default=MINUTE, alias="every")
     every_events: int = Field(default=5_000_000, ge=1)
-    delta_seconds: float = Field(default=0.0, ge=0, le=86_400)
-    """Between two snapshots, what scoring needs of all that changed, so often on the wall clock; 0: never (ADR 23)."""
+    delta_seconds: float = Field(default=5.0, ge=0, le=86_400)
+    """Between two snapshots, what scoring needs of all that changed, so often on the wall clock; 0: never (ADR 20)."""
     keep: int = Field(default=3, ge=1)
     hold_above_ne: float = Field(default=1.0, ge=0)
     """A task that was at or below this normalised entropy (sliding window) and then stays above it holds snapshots
@@ -420,8 +421,8 @@ class Settings(_Section):
 
     mode: Literal["exposure", "implicit"] = "exposure"
     seed: int = 0
-    processes: int = Field(default=0, ge=0, le=2)
-    """1: ingest and learner share a process; 2: each has one; 0: two where there are two cores."""
+    processes: int = Field(default=0, ge=0)
+    """1: ingest and learner share a process; 2: each has one; 0: two where there are two cores. Never more (ADR 22)."""
     tasks: tuple[Task, ...] = Field(default=DEFAULT_TASKS, min_length=1, max_length=16)
     fields: tuple[FieldSpec, ...] = Field(default=(), max_length=64)
     kafka: KafkaSettings = KafkaSettings()
@@ -449,6 +450,17 @@ class Settings(_Section):
             if repeated:
                 raise ValueError(f"{what} must differ; found {', '.join(repeated)} more than once")
         return self
+
+    @field_validator("processes")
+    @classmethod
+    def _one_ingest(cls, processes: int) -> int:
+        if processes > 2:
+            raise ValueError(
+                f"a learner has one ingest, in its process (1) or in one of its own (2); found {processes}. Profiles, "
+                "co-visits and negatives are of all users together: shared out they know less (ADR 22). Leave it at 0; "
+                "models that share no users can each have a learner of their own"
+            )
+        return processes
 
     @model_validator(mode="after")
     def _funnel_ends(self) -> Self:

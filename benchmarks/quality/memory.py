@@ -6,6 +6,7 @@ eviction alone; beside it a run whose parts hold everything. Each run is a proce
 
 Quality is that of the shop's own views: the cross-entropy of the simulator's true click probability and the predicted
 one, as served before learning it, over that of the mean; last half. 1 is the base rate, the truth itself is below.
+Frequent are views by the fifth of users that view most.
 
 python -m benchmarks.quality.memory
 """
@@ -54,8 +55,9 @@ class Found(msgspec.Struct):
 
     resident_mib: list[float]
     rows: int
-    ne: float
-    truth: float
+    all_views: tuple[float, float]
+    """Of the predictions, and of the truth itself."""
+    frequent: tuple[float, float]
 
 
 def log(n_ids: int, seed: int) -> Iterator[Event]:
@@ -102,7 +104,7 @@ def run(path: Path, n_ids: int, cap_mib: float) -> Found:
     settings = settings_of(n_ids, cap_mib)
     n_all = n_ids // (2 * _STRANGERS) * (1 + _STRANGERS)
     trainer = Trainer(settings, FeatureSchema.of(settings).layout)
-    resident, truths, scores, n_events = [], [], [], 0
+    resident, truths, scores, users, n_events, now_mib = [], [], [], [], 0, 0.0
     with FileSource(path) as source:
         decoder = EventDecoder(settings, None, lambda: 1 << 52)
         ingest = Ingest(settings.unsaved(), source, decoder, MemoryDeadLetters(), StreamMetrics(CollectorRegistry()))
@@ -114,20 +116,32 @@ def run(path: Path, n_ids: int, cap_mib: float) -> Found:
                 of_shop = np.flatnonzero(~np.isnan(piece.truth[:, 0]))
                 scores.append(trainer.logits(_at(piece.rows, of_shop))[:, 0])
                 truths.append(piece.truth[of_shop, 0])
+                users.append(piece.rows.ids[of_shop, 0])
             trainer.step(piece)
+            now_mib = _resident_mib()
             if n_events * _LOOKS >= (len(resident) + 1) * n_all and len(resident) < _LOOKS - 1:
-                resident.append(_resident_mib())
-    resident.append(_resident_mib())
+                resident.append(now_mib)
     truth, logits = np.concatenate(truths).astype(np.float64), np.concatenate(scores).astype(np.float64)
-    base = _entropy(truth, np.full_like(truth, np.log(truth.mean() / (1 - truth.mean()))))
-    of_truth = np.log(truth / (1 - truth))
-    return Found(resident, trainer.table.n_rows, _entropy(truth, logits) / base, _entropy(truth, of_truth) / base)
+    _, of_user, n_views = np.unique(np.concatenate(users), return_inverse=True, return_counts=True)
+    frequent = (n_views >= np.quantile(n_views, 0.8))[of_user]
+    return Found(
+        [*resident, now_mib],
+        trainer.table.n_rows,
+        _normalised(truth, logits),
+        _normalised(truth[frequent], logits[frequent]),
+    )
 
 
 def _at(rows: Rows, places: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Rows:
     return replace(
         rows, ids=rows.ids[places], history=rows.history[places], dense=rows.dense[places], log_q=rows.log_q[places]
     )
+
+
+def _normalised(truth: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
+    """Cross-entropy of the predictions, and of the truth, over that of the mean."""
+    base = _entropy(truth, np.full_like(truth, np.log(truth.mean() / (1 - truth.mean()))))
+    return _entropy(truth, logits) / base, _entropy(truth, np.log(truth / (1 - truth))) / base
 
 
 def _entropy(truth: np.ndarray, logits: np.ndarray) -> float:
@@ -154,8 +168,10 @@ def tables(found: dict[str, Found], n_ids: int) -> list[Table]:
         )
     quality = Table("", *found, title="The shop's own views, last half", title_justify="left")
     quality.add_row("embedding rows at the end", *(f"{one.rows:,}" for one in found.values()))
-    quality.add_row("normalised cross-entropy of P(click)", *(f"{one.ne:.4f}" for one in found.values()))
-    quality.add_row("of the true probability itself", *(f"{one.truth:.4f}" for one in found.values()))
+    for what in ("all_views", "frequent"):
+        name, truth = what.replace("_", " "), [getattr(one, what)[1] for one in found.values()]
+        quality.add_row(f"{name}: NE of P(click)", *(f"{getattr(one, what)[0]:.4f}" for one in found.values()))
+        quality.add_row(f"{name}: of the true probability", *(f"{value:.4f}" for value in truth))
     return [memory, quality]
 
 
