@@ -8,6 +8,7 @@ python -m benchmarks.quality.ingests
 
 import argparse
 import copy
+import math
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -61,12 +62,13 @@ def measured(settings: Settings, n_events: int, seed: int, n_ingests: int) -> di
         events = list(quiet_shop_events(n_events, seed))
         for ingest in range(n_ingests):
             path = Path(folder) / f"{ingest}.jsonl"
-            own = (one for one in events if xxhash.xxh64_intdigest(str(one.user_id)) % n_ingests == ingest)
+            own = (one for one in events if xxhash.xxh64_intdigest(str(one.user_id).encode()) % n_ingests == ingest)
             write_log(path, own)
             made += batches(settings, path, ingest, n_ingests)
         for _, batch in sorted(made, key=lambda timed: timed[0]):
             trainer.step(batch)
-    return {task: found["last_half"]["ne"] for task, found in trainer.quality.report().items()}
+    # Not a number: too few events for a positive.
+    return {task: found["last_half"]["ne"] or math.nan for task, found in trainer.quality.report().items()}
 
 
 def main() -> None:
