@@ -81,7 +81,7 @@ def _profiles(n_events: int) -> Arrays:
     settings = shop_settings()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "shop.jsonl"
-        write_log(path, shop_events(3 * n_events))
+        write_log(path, shop_events(4 * n_events))
         with FileSource(path) as source:
             decoder = EventDecoder(settings, None, lambda: 1 << 52)
             metrics = StreamMetrics(CollectorRegistry())
@@ -91,6 +91,8 @@ def _profiles(n_events: int) -> Arrays:
                 before, n_seen = n_seen, n_seen + (piece.n_events if isinstance(piece, Batch) else 0)
                 if before < 2 * n_events <= n_seen:
                     save_profiles(ingest.profiles, changes=True)  # what changes counts from here on
+                if n_seen >= 3 * n_events:
+                    break  # before the last barrier, which saves everything
             return save_profiles(ingest.profiles, changes=True)
 
 

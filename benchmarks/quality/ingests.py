@@ -11,7 +11,6 @@ import copy
 import math
 import statistics
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,35 +37,49 @@ from streamer.sources.file import FileSource
 INGESTS = (1, 2, 4)
 
 
-def batches(settings: Settings, path: Path, ingest_of: int, n_ingests: int) -> Iterator[tuple[int, Batch]]:
-    """An ingest's batches with the event time that each stands at, in slots that no other ingest uses."""
-    with FileSource(path) as source:
-        decoder = EventDecoder(settings, None, lambda: 1 << 52)
-        metrics = StreamMetrics(CollectorRegistry())
-        ingest = Ingest(settings.unsaved(), source, decoder, MemoryDeadLetters(), metrics)
+class Share:
+    """One ingest's batches, each with the event time it stands at, and what waits for labels at the end.
+
+    :param number: of the ingest among ``n_ingests``: their slots are kept apart.
+    """
+
+    def __init__(self, settings: Settings, path: Path, number: int, n_ingests: int) -> None:
+        self._number, self._n_ingests = number, n_ingests
+        self.batches: list[tuple[int, Batch]] = []
         at_ms = 0
-        for piece in ingest.stream():
-            if isinstance(piece, Batch):
-                batch = copy.deepcopy(piece)  # its arrays are borrowed
-                slot = np.where(batch.slot >= 0, batch.slot * n_ingests + ingest_of, -1)
-                matured_slot = batch.matured_slot * n_ingests + ingest_of
-                at_ms = max(at_ms, batch.first_event_ms)  # -1 where a batch brings labels alone
-                yield at_ms, replace(batch, slot=slot, matured_slot=matured_slot)
+        with FileSource(path) as source:
+            decoder = EventDecoder(settings, None, lambda: 1 << 52)
+            metrics = StreamMetrics(CollectorRegistry())
+            ingest = Ingest(settings.unsaved(), source, decoder, MemoryDeadLetters(), metrics)
+            for piece in ingest.stream():
+                if isinstance(piece, Batch):
+                    at_ms = max(at_ms, piece.first_event_ms)  # -1 where a batch brings labels alone
+                    self.batches.append((at_ms, self._own(piece)))
+            self.rest = self._own(ingest.close_open_windows())
+
+    def _own(self, batch: Batch) -> Batch:
+        batch = copy.deepcopy(batch)  # its arrays are borrowed
+        slot = np.where(batch.slot >= 0, batch.slot * self._n_ingests + self._number, -1)
+        return replace(batch, slot=slot, matured_slot=batch.matured_slot * self._n_ingests + self._number)
 
 
 def measured(settings: Settings, n_events: int, seed: int, n_ingests: int) -> dict[str, float]:
     """NE per task, last half."""
     trainer = Trainer(settings, FeatureSchema.of(settings).layout)
+    shares = []
     with tempfile.TemporaryDirectory() as folder:
-        made: list[tuple[int, Batch]] = []
         events = list(quiet_shop_events(n_events, seed))
-        for ingest in range(n_ingests):
-            path = Path(folder) / f"{ingest}.jsonl"
-            own = (one for one in events if xxhash.xxh64_intdigest(str(one.user_id).encode()) % n_ingests == ingest)
+        for number in range(n_ingests):
+            path = Path(folder) / f"{number}.jsonl"
+            own = (one for one in events if xxhash.xxh64_intdigest(str(one.user_id).encode()) % n_ingests == number)
             write_log(path, own)
-            made += batches(settings, path, ingest, n_ingests)
-        for _, batch in sorted(made, key=lambda timed: timed[0]):
-            trainer.step(batch)
+            shares.append(Share(settings, path, number, n_ingests))
+    made = [timed for share in shares for timed in share.batches]
+    for _, batch in sorted(made, key=lambda timed: timed[0]):
+        trainer.step(batch)
+    for share in shares:
+        trainer.measure(share.rest)
+    trainer.quality.finish()
     # Not a number: too few events for a positive.
     return {task: found["last_half"]["ne"] or math.nan for task, found in trainer.quality.report().items()}
 
