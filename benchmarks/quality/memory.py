@@ -100,7 +100,6 @@ def settings_of(n_ids: int, cap_mib: float) -> Settings:
 
 def run(path: Path, n_ids: int, cap_mib: float) -> Found:
     """One pass over the log."""
-    torch.set_num_threads(1)
     settings = settings_of(n_ids, cap_mib)
     n_all = n_ids // (2 * _STRANGERS) * (1 + _STRANGERS)
     trainer = Trainer(settings, FeatureSchema.of(settings).layout)
@@ -183,6 +182,7 @@ def main() -> None:
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
+        torch.set_num_threads(1)
         sys.stdout.buffer.write(msgspec.json.encode(run(options.one, options.ids, options.cap)))
         return
     found = {}
