@@ -90,11 +90,6 @@ class Planned(NamedTuple):
     value: float
     n_bytes: int
 
-    @property
-    def bytes_each(self) -> float:
-        """Of one user, item, …, its share of the maps included; 0 for a part that is a size itself."""
-        return self.n_bytes / self.value if self.part.one else 0.0
-
 
 def plan(settings: Sized) -> list[Planned]:
     """Each part as the settings have it."""
