@@ -27,6 +27,7 @@ from contracts.batch import Batch
 from contracts.events import Event
 from contracts.settings import Settings
 from learner.metrics import LearnerMetrics
+from learner.snapshot import SnapshotStore
 from streamer.process import ProcessFeed, start_feed
 
 _LOOK_SECONDS = 0.25
@@ -39,11 +40,13 @@ class Run:
 
     :param ne: normalised entropy per task, last half.
     :param peak_mib: resident memory at its peak since the processes began, both together; 0 where nobody looked.
+    :param cpu_us_per_event: processor time of both, while the events passed; 0 where nobody looked.
     """
 
     events_per_second: float
     ne: dict[str, float | None]
     peak_mib: float = 0.0
+    cpu_us_per_event: float = 0.0
 
 
 class Span:
@@ -76,23 +79,44 @@ def write_log(path: Path, events: Iterable[Event]) -> None:
         file.writelines(encode(event) + b"\n" for event in events)
 
 
-def evaluate(path: Path, settings: Settings) -> Run:
-    """What `anabranch evaluate --ranking 0` does, in one process or two as the settings say."""
-    registry, span, n_events = CollectorRegistry(), Span(), 0
+def evaluate(
+    path: Path, settings: Settings, store: SnapshotStore | None = None, registry: CollectorRegistry | None = None
+) -> Run:
+    """What `anabranch evaluate --ranking 0` does, in one process or two as the settings say.
+
+    :param store: also writes snapshots and deltas, as `learn` does.
+    :param registry: of the metrics.
+    """
+    registry, span, n_events = registry or CollectorRegistry(), Span(), 0
+    saved = settings if store else settings.unsaved()
     with start_feed(settings.processes) as feed:
-        feed.open(settings.unsaved(), partial(log_inputs, settings, None, path, None), registry, lambda: False)
-        assembly = assemble_behind(settings, feed, LearnerMetrics(registry, settings.evaluation.detector))
+        feed.open(saved, partial(log_inputs, settings, None, path, None), registry, lambda: False)
+        metrics = LearnerMetrics(registry, settings.evaluation.detector)
+        assembly = assemble_behind(saved, feed, metrics, store=store)
+        pids = {os.getpid(), feed.pid if isinstance(feed, ProcessFeed) else os.getpid()}
+        began: tuple[float, int] | None = None
 
         def progress(batch: Batch) -> None:
-            nonlocal n_events
+            nonlocal n_events, began
             n_events += batch.n_events
+            began = began or (_cpu_seconds(pids), n_events)
             span.see(n_events)
 
         assembly.run(progress)
+        cpu_seconds, n_first = began or (0.0, 0)
+        cpu_us = 1e6 * (_cpu_seconds(pids) - cpu_seconds) / max(n_events - n_first, 1)
         assembly.close_open_windows()
-        pids = {os.getpid(), feed.pid if isinstance(feed, ProcessFeed) else os.getpid()}
         ne = quality(assembly.report(1.0, settings.model.name))
-        return Run(span.events_per_second, ne, sum(_peak_mib(pid) for pid in pids if pid))
+        return Run(span.events_per_second, ne, sum(_peak_mib(pid) for pid in pids if pid), cpu_us)
+
+
+def _cpu_seconds(pids: set[int | None]) -> float:
+    """Processor time so far."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _peak_mib(pid: int) -> float:

@@ -157,9 +157,29 @@ def _print_settings(console: "Console", settings: "Settings", mapping: "Mapping 
         for path, value, default in changed:
             table.add_row(Text(path), Text(value), Text(default))
         console.print(table)
+    _print_memory(console, settings)
     left_out = [flag.type for flag in (mapping.flags if mapping else ()) if flag.type not in settings.event_types]
     if left_out:
         console.print(f"The mapping's flags make events that no task asks for; left out: {', '.join(left_out)}")
+
+
+def _print_memory(console: "Console", settings: "Settings") -> None:
+    from rich.table import Table
+
+    from contracts.memory import MIB, plan, snapshot_bytes
+
+    table = Table("of one", "setting", "value", "bytes each", "MiB", title="Memory", title_justify="left")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    parts = plan(settings)
+    for part, value, n_bytes in parts:
+        shown = (f"{value:,.0f}", f"{n_bytes / value:,.0f}") if part.one else (f"{value:,g} MiB", "")
+        table.add_row(part.one or "embedding row", part.setting, *shown, f"{n_bytes / MIB:,.1f}")
+    cap = f"{settings.memory.max_mib:,g} MiB" if settings.memory.max_mib else "none"
+    table.add_section()
+    table.add_row("all", "memory.max_mib", cap, "", f"{sum(one.n_bytes for one in parts) / MIB:,.1f}")
+    console.print(table)
+    console.print(f"Copies for snapshots come on top: at most {snapshot_bytes(settings) / MIB:,.0f} MiB.")
 
 
 def _changed(settings: "Settings") -> list[tuple[str, str, str]]:

@@ -21,11 +21,16 @@ class ManifestError(ValueError):
     """Bytes that are no manifest, or no longer the one that was written."""
 
 
-class FileEntry(msgspec.Struct, frozen=True):
-    """One file of a snapshot."""
+class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One file of a snapshot, by its SHA-256; of a delta, which is written each few seconds, by its XXH3 (ADR 20)."""
 
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    sha256: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
     bytes: _Count
+    xxh3_128: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.sha256) == bool(self.xxh3_128):
+            raise ValueError("a file has one checksum, sha256 or xxh3_128")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

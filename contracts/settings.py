@@ -17,9 +17,12 @@ from pydantic import (
     PlainSerializer,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import EnvSettingsSource
+
+from contracts import memory as memory_plan
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
 _UNITS_MS = {"ms": 1, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}
@@ -362,8 +365,8 @@ class SnapshotSettings(_Section):
     directory: str = "snapshots"
     every_ms: DurationMs = Field(default=MINUTE, alias="every")
     every_events: int = Field(default=5_000_000, ge=1)
-    delta_seconds: float = Field(default=0.0, ge=0, le=86_400)
-    """Between two snapshots, what scoring needs of all that changed, so often on the wall clock; 0: never (ADR 23)."""
+    delta_seconds: float = Field(default=5.0, ge=0, le=86_400)
+    """Between two snapshots, what scoring needs of all that changed, so often on the wall clock; 0: never (ADR 20)."""
     keep: int = Field(default=3, ge=1)
     hold_above_ne: float = Field(default=1.0, ge=0)
     """A task that was at or below this normalised entropy (sliding window) and then stays above it holds snapshots
@@ -372,6 +375,15 @@ class SnapshotSettings(_Section):
     """How long (event time) it stays above before it holds; it lets go as soon as it is back."""
     quarantine: int = Field(default=20, ge=0)
     """Batches that could not be learned, kept as files in ``quarantine`` in the directory; the newest stay."""
+
+
+class MemorySettings(_Section):
+    """One cap for what grows with the stream (docs/operations.md)."""
+
+    max_mib: float = Field(default=0.0, ge=0)
+    """Hard cap on the embedding table, profiles, open exposures with their waiting features, and event ids together.
+    The sizes of these that are not set follow from it; 0: each has its own, and there is no common one. Copies for
+    snapshots come on top."""
 
 
 class ServeSettings(_Section):
@@ -410,8 +422,8 @@ class Settings(_Section):
 
     mode: Literal["exposure", "implicit"] = "exposure"
     seed: int = 0
-    processes: int = Field(default=0, ge=0, le=2)
-    """1: ingest and learner share a process; 2: each has one; 0: two where there are two cores."""
+    processes: int = Field(default=0, ge=0)
+    """1: ingest and learner share a process; 2: each has one; 0: two where there are two cores. Never more (ADR 22)."""
     tasks: tuple[Task, ...] = Field(default=DEFAULT_TASKS, min_length=1, max_length=16)
     fields: tuple[FieldSpec, ...] = Field(default=(), max_length=64)
     kafka: KafkaSettings = KafkaSettings()
@@ -424,6 +436,7 @@ class Settings(_Section):
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     snapshot: SnapshotSettings = SnapshotSettings()
+    memory: MemorySettings = MemorySettings()
     serve: ServeSettings = ServeSettings()
     metrics: MetricsSettings = MetricsSettings()
 
@@ -438,6 +451,17 @@ class Settings(_Section):
             if repeated:
                 raise ValueError(f"{what} must differ; found {', '.join(repeated)} more than once")
         return self
+
+    @field_validator("processes")
+    @classmethod
+    def _one_ingest(cls, processes: int) -> int:
+        if processes > 2:
+            raise ValueError(
+                f"a learner has one ingest, in its process (1) or in one of its own (2); found {processes}. Profiles, "
+                "co-visits and negatives are of all users together: shared out they know less (ADR 22). Leave it at 0; "
+                "models that share no users can each have a learner of their own"
+            )
+        return processes
 
     @model_validator(mode="after")
     def _funnel_ends(self) -> Self:
@@ -465,6 +489,15 @@ class Settings(_Section):
                 if above in path:
                     raise ValueError(f"parents must end at a task without one; found {' after '.join([*path, above])}")
                 path.append(above)
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_memory(self) -> Self:
+        for section, sizes in memory_plan.apportion(self).items():
+            # Before anybody sees it; a section of its own, so that what nobody chose stays known as such.
+            sized = getattr(self, section).model_copy()
+            sized.__dict__.update(sizes)
+            self.__dict__[section] = sized
         return self
 
     @property

@@ -181,20 +181,22 @@ def rates(
             k += 1
 
 
-def touched_entries(touched: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Shape ``[B, 4]``: 1 where an entry changed."""
-    return np.unpackbits(touched[:, None], axis=1, count=WAYS, bitorder="little")
+def touched_entries(touched: NDArray[np.uint8]) -> NDArray[np.intp]:
+    """The entries that changed, bucket after bucket."""
+    bits = np.unpackbits(touched[:, None], axis=1, count=WAYS, bitorder="little")
+    return np.flatnonzero(bits.view(np.bool_))
 
 
 def save_counters(table: Counters, *, changes: bool = False) -> dict[str, NDArray[Any]]:
     """The entries in use, or those that changed since the last call, as named arrays, all copies."""
     heads = table.heads.reshape(-1, 2)
-    entry = np.flatnonzero(touched_entries(table.touched) if changes else heads[:, _KEY])
+    entry = touched_entries(table.touched) if changes else np.flatnonzero(heads[:, _KEY])
     table.touched[:] = 0
     return {
         "entry": entry,
-        "heads": heads[entry],
-        "counts": table.counts.reshape(-1, *table.counts.shape[2:])[entry],
+        # Twice as quick as by index.
+        "heads": np.take(heads, entry, axis=0),
+        "counts": np.take(table.counts.reshape(-1, *table.counts.shape[2:]), entry, axis=0),
         "evicted": table.evicted.copy(),
     }
 

@@ -100,9 +100,9 @@ def add(table: Covisits, key: Integer, now_ms: Integer, times: Integer = 1) -> N
 def save_covisits(table: Covisits, *, changes: bool = False) -> dict[str, NDArray[Any]]:
     """The entries in use, or those that changed since the last call, as named arrays, all copies."""
     cells = table.cells.reshape(-1, 2)
-    entry = np.flatnonzero(touched_entries(table.touched) if changes else cells[:, _KEY])
+    entry = touched_entries(table.touched) if changes else np.flatnonzero(cells[:, _KEY])
     table.touched[:] = 0
-    return {"entry": entry, "cells": cells[entry], "evicted": table.evicted.copy()}
+    return {"entry": entry, "cells": np.take(cells, entry, axis=0), "evicted": table.evicted.copy()}
 
 
 def load_covisits(table: Covisits, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -100,8 +100,8 @@ def save_directory(directory: Directory, touched: NDArray[np.bool_] | None = Non
         "row": row,
         "ids": directory.ids[row],
         "last_ms": directory.last_ms[row],
-        "attributes": directory.attributes[row],
-        "numbers": directory.numbers[row],
+        "attributes": np.take(directory.attributes, row, axis=0),
+        "numbers": np.take(directory.numbers, row, axis=0),
         "free": free,
         "counts": directory.counts.copy(),
     }

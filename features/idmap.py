@@ -24,11 +24,6 @@ def new_map(capacity: int) -> tuple[Int64s, Int32s]:
     return np.zeros(size, np.int64), np.zeros(size, np.int32)
 
 
-def map_bytes(capacity: int) -> int:
-    """Bytes of :func:`new_map`."""
-    return 12 * (1 << max(2 * capacity - 1, 1).bit_length())
-
-
 @njit(cache=True, inline="always")
 def mix(key: Integer) -> np.uint64:
     """The finaliser of splitmix64: spreads the bits of a key (Steele et al. 2014)."""

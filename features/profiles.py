@@ -266,7 +266,8 @@ def save_profiles(profiles: Profiles, *, changes: bool = False) -> dict[str, NDA
         touched: Bools = getattr(profiles, f"touched_{name}")
         arrays |= _under(name, save_directory(directory, touched if changes else None))
         touched[:] = False
-    arrays |= {name: getattr(profiles, name)[arrays["users.row"]] for name in ("history", "trail")}
+    rows = arrays["users.row"]
+    arrays |= {name: np.take(getattr(profiles, name), rows, axis=0) for name in ("history", "trail")}
     arrays |= _under("covisits", save_covisits(profiles.covisits, changes=changes))
     for name in ("pairs", "values"):
         arrays |= _under(name, save_counters(getattr(profiles, name), changes=changes))

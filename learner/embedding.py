@@ -15,16 +15,16 @@ from numba import njit
 from numpy.typing import NDArray
 
 from contracts.batch import Bools, Float32s, Int64s, Rows
+from contracts.memory import MIB, SKETCH_CELLS, embedding_row_bytes, map_bytes
 from contracts.settings import EmbeddingSettings
 from features.compiled import compiled, compiled_loop
 from features.directory import Directory, admit, evict, is_full, load_directory, new_directory
 from features.hashing import EMPTY
-from features.idmap import Integer, Real, find, map_bytes, mix, rebuild
+from features.idmap import Integer, Real, find, mix, rebuild
 from learner.attention import attend, attend_back
 from learner.shadow import Shadow
 
 NO_ROW = -1
-_SKETCH = 1 << 19
 # Sightings. The admission filter forgets by halving, as Monolith's sliding filter does; at half a sighting a cell it
 # still takes few new ids for known ones.
 _HALVE_EVERY = 1 << 18
@@ -35,21 +35,17 @@ _EPSILON = 1e-8
 _SWEEPS = 16
 
 
-def row_bytes(width: int) -> int:
-    """Bytes of one row without its share of the map: weights, accumulator, id, last use, free list, scratch."""
-    return 4 * width + 4 + 8 + 8 + 4 + 4
-
-
 def capacity_for(max_mib: float, width: int) -> int:
     """The most rows that fit under the cap, map included.
 
     :raises ValueError: fewer than a thousand would fit.
     """
-    budget = int(max_mib * (1 << 20))
-    low, high = 0, budget // row_bytes(width) + 1
+    each = embedding_row_bytes(width)
+    budget = int(max_mib * MIB)
+    low, high = 0, budget // each + 1
     while high - low > 1:
         middle = (low + high) // 2
-        if middle * row_bytes(width) + map_bytes(middle) <= budget:
+        if middle * each + map_bytes(middle) <= budget:
             low = middle
         else:
             high = middle
@@ -91,7 +87,7 @@ class EmbeddingTable:
         self._directory = new_directory(self.capacity - n_fields, 0, 0)
         self._weights = np.zeros((self.capacity, width), np.float32)
         self._accumulators = np.full(self.capacity, settings.initial_accumulator, np.float32)
-        self._sketch = np.zeros((2, _SKETCH), np.uint8)
+        self._sketch = np.zeros((2, SKETCH_CELLS), np.uint8)
         self._counts = np.zeros(3, np.int64)  # sightings since the last halving, rejected sightings, steps
         self._swept_ms = np.full(1, -1, np.int64)  # event time of the accumulators' last decay
         self._scratch = np.full(self.capacity, -1, np.int32)
@@ -109,7 +105,7 @@ class EmbeddingTable:
     @property
     def n_bytes(self) -> int:
         """Bytes of the rows in use and of the map."""
-        return self.n_rows * row_bytes(self.width) + map_bytes(self.capacity - self._n_fields)
+        return self.n_rows * embedding_row_bytes(self.width) + map_bytes(self.capacity - self._n_fields)
 
     @property
     def n_evicted(self) -> int:
@@ -376,11 +372,11 @@ def _sighted(sketch: NDArray[np.uint8], key: Integer, counts: Int64s) -> Integer
     if counts[0] >= _HALVE_EVERY:
         counts[0] = 0
         for r in range(2):
-            for c in range(_SKETCH):
+            for c in range(SKETCH_CELLS):
                 sketch[r, c] >>= np.uint8(1)
     hashed = mix(key)
-    first = np.int64(hashed & np.uint64(_SKETCH - 1))
-    second = np.int64((hashed >> np.uint64(32)) & np.uint64(_SKETCH - 1))
+    first = np.int64(hashed & np.uint64(SKETCH_CELLS - 1))
+    second = np.int64((hashed >> np.uint64(32)) & np.uint64(SKETCH_CELLS - 1))
     seen = min(np.int64(sketch[0, first]), np.int64(sketch[1, second])) + 1
     if seen <= _MOST_SIGHTINGS:
         sketch[0, first] = max(np.int64(sketch[0, first]), seen)

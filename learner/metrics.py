@@ -59,6 +59,7 @@ class LearnerMetrics:
         self.drift = counter("anabranch_drift_alarms", "Changes found in the prequential loss.", ("detector", "task"))
         self.rows = gauge("anabranch_embedding_rows", "Rows in use.", ("table",))
         self.bytes = gauge("anabranch_embedding_bytes", "Bytes in use, map included.", ("table",))
+        self.waiting = gauge("anabranch_waiting_bytes", "Bytes of the examples that wait for labels.")
         self.evicted = counter("anabranch_embedding_evicted", "Rows evicted at the cap.", ("table",))
         self.rejected = counter(
             "anabranch_embedding_admission_rejected", "Sightings of ids not yet admitted.", ("table",)
@@ -132,6 +133,7 @@ class LearnerMetrics:
             self.snapshot_held.labels(task).set(held)
         self.rows.labels(_TABLE).set(trainer.table.n_rows)
         self.bytes.labels(_TABLE).set(trainer.table.n_bytes)
+        self.waiting.set(trainer.n_waiting_bytes)
         self._tell_quality(trainer.quality, now_ms)
 
     def _tell_quality(self, quality: Quality, now_ms: int) -> None:

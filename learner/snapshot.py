@@ -5,7 +5,7 @@ One folder per version::
     LATEST                   names the version that counts
     LOCK                     held by the one process that writes, with its number, here 3
     v00000007/               manifest.json, <group>.safetensors, <state>.msgpack
-    v00000007/delta-000012/  manifest.json, <group>.safetensors: what changed since delta 11
+    v00000009/delta-000012/  manifest.json, <group>.safetensors: what changed since delta 11; of the latest only
     v00000008.3.tmp/         being written or deleted, or left by a process that died
     v00000009.rolled-back/   set aside by a rollback
 """
@@ -43,6 +43,7 @@ from learner.snapshot_files import (
     check_group,
     encode_group,
     encode_state,
+    file_entry,
     file_name,
 )
 
@@ -141,7 +142,7 @@ class SnapshotStore:
         :raises SnapshotDamagedError: one is damaged, or missing before later ones; those before it were given.
         """
         try:
-            numbers = {int(match[1]) for path in self.path(version).iterdir() if (match := _DELTA.fullmatch(path.name))}
+            numbers = _numbers(self.path(version))
             last = max(numbers, default=0)
             for number in range(after + 1, last + 1):
                 name = _delta_path(self.path(version), number).name
@@ -281,7 +282,7 @@ class SnapshotStore:
         1. every file into ``vN.tmp``, each synced; the manifest last; then the folder synced;
         2. the folder renamed to ``vN``, its parent synced;
         3. ``LATEST`` written beside, synced, renamed, the parent synced;
-        4. only then versions beyond ``keep`` deleted.
+        4. only then versions beyond ``keep`` deleted, and the deltas of the others before this one.
 
         :param groups: arrays by group and name: bool, integers, floats, of any shape.
         :param states: plain msgpack types by name.
@@ -329,7 +330,7 @@ class SnapshotStore:
         created_ms: int,
         event_time_ms: int,
     ) -> Manifest:
-        """Add a delta behind a version, whole or not at all; it goes when the version goes.
+        """Add a delta behind the latest version, whole or not at all; it goes when a later version comes.
 
         Nothing resumes from a delta, so nothing waits for the disk: one that a power failure tears shows by its
         checksums.
@@ -351,7 +352,7 @@ class SnapshotStore:
         for file, arrays in checked.items():
             parts = encode_group(arrays)
             self._disk.write(temporary / file, parts, synced=False)
-            files[file] = _entry(parts)
+            files[file] = file_entry(parts, quick=True)
         manifest = msgspec.structs.replace(manifest, files=files)
         self._disk.write(temporary / MANIFEST, [encode_manifest(manifest)], synced=False)
         self._rename(temporary, folder)
@@ -368,6 +369,7 @@ class SnapshotStore:
         """
         self.acquire()
         manifest = self._folder(version).load(None, None).manifest
+        self._drop_deltas(version)  # a version as it was published
         # LATEST first: from here on nobody loads a newer one, and `acquire` finishes what a crash leaves undone.
         self._point_to(version)
         self._set_aside_above(version)
@@ -382,7 +384,7 @@ class SnapshotStore:
         contents: list[tuple[str, Sequence[Part]]] = [*groups, *((file, [data]) for file, data in states.items())]
         for file, parts in contents:
             self._disk.write(folder / file, parts)
-            files[file] = _entry(parts)
+            files[file] = file_entry(parts)
         manifest = msgspec.structs.replace(manifest, files=files)
         self._disk.write(folder / MANIFEST, [encode_manifest(manifest)])
         self._disk.sync_folder(folder)
@@ -438,21 +440,31 @@ class SnapshotStore:
                 self._disk.remove(self._temporary(version))
 
     def _delete_old(self) -> None:
-        for version in self.versions()[: -self.keep]:
+        versions = self.versions()
+        for version in versions[:-1]:
             try:
-                # Renamed first: a reader finds a version whole or not at all.
-                self._disk.rename(self.path(version), self._temporary(version))
-                self._disk.remove(self._temporary(version))
+                if version in versions[: -self.keep]:
+                    # Renamed first: a reader finds a version whole or not at all.
+                    self._disk.rename(self.path(version), self._temporary(version))
+                    self._disk.remove(self._temporary(version))
+                else:
+                    self._drop_deltas(version)
             except OSError as error:
                 # The new version is safe on the disk; that an old one stays is no reason to fail.
                 log.warning("Version %d cannot be deleted: %s", version, error)
 
+    def _drop_deltas(self, version: int) -> None:
+        """What lies between a version and a later one: nobody follows it any more, and a rollback goes behind it."""
+        for number in sorted(_numbers(self.path(version)), reverse=True):  # so that a reader finds no gap
+            folder = _delta_path(self.path(version), number)
+            temporary = folder.with_name(f"{folder.name}{TEMPORARY}")
+            self._disk.rename(folder, temporary)
+            self._disk.remove(temporary)
 
-def _entry(parts: Sequence[Part]) -> FileEntry:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return FileEntry(digest.hexdigest(), sum(memoryview(part).nbytes for part in parts))
+
+def _numbers(folder: Path) -> set[int]:
+    """Of the deltas in a version's folder."""
+    return {int(match[1]) for path in folder.iterdir() if (match := _DELTA.fullmatch(path.name))}
 
 
 def _delta_path(folder: Path, number: int) -> Path:

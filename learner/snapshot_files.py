@@ -7,7 +7,7 @@ interpreter lock, and the learner would stand still for it.
 import hashlib
 import itertools
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import safetensors.numpy
+import xxhash
 from numpy.typing import NDArray
 
 from contracts.manifest import FILE_NAME, FileEntry, Manifest, ManifestError, decode_manifest
@@ -131,6 +132,18 @@ def encode_group(arrays: Arrays) -> list[Part]:
     ]
 
 
+def file_entry(parts: Sequence[Part], *, quick: bool = False) -> FileEntry:
+    """Size and checksum of a file's bytes.
+
+    :param quick: XXH3, a tenth of the time of SHA-256.
+    """
+    digest = xxhash.xxh3_128() if quick else hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    n_bytes, found = sum(memoryview(part).nbytes for part in parts), digest.hexdigest()
+    return FileEntry("", n_bytes, found) if quick else FileEntry(found, n_bytes)
+
+
 def encode_state(name: str, state: object) -> bytes:
     """A state as bytes.
 
@@ -222,7 +235,7 @@ class VersionFolder:
     def _parse(self, file: str, entry: FileEntry) -> Any:
         self._check_size(file, entry)
         data = self._read(file)
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
+        if file_entry([data], quick=not entry.sha256) != entry:
             raise self._damaged(file, "the checksum does not match the manifest's")
         try:
             return decode_file(file, data)

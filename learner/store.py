@@ -7,15 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.batch import Batch, Bools, Float32s, Int64s, Layout, Rows
+from contracts.memory import array_bytes
 from learner.shadow import Shadow
 
 _FIRST_SLOTS = 1024
 
 
 class ExampleStore:
-    """Columns indexed by slot. A late label trains on these features, never on today's (DESIGN §2)."""
+    """Columns indexed by slot. A late label trains on these features, never on today's (DESIGN §2).
 
-    def __init__(self, layout: Layout) -> None:
+    :param max_open: exposures that wait at a time; there are as many slots, and those of the labels of one batch.
+    """
+
+    def __init__(self, layout: Layout, max_open: int) -> None:
+        self._max_open = max_open
         n_tasks = len(layout.tasks)
         self._columns: dict[str, NDArray[Any]] = {
             "ids": np.zeros((_FIRST_SLOTS, layout.n_ids), np.int64),
@@ -29,6 +34,11 @@ class ExampleStore:
         }
         self._changed = np.zeros(_FIRST_SLOTS, np.bool_)  # slots since the last capture
         self._shadow = Shadow()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the columns, without the copy for snapshots."""
+        return array_bytes((*self._columns.values(), self._changed))
 
     def put(self, batch: Batch) -> None:
         """Keep the batch's rows that have a slot."""
@@ -96,7 +106,7 @@ class ExampleStore:
         have = len(self._columns["log_q"])
         if n_slots <= have:
             return
-        n_slots = max(n_slots, have + have // 2)
+        n_slots = max(n_slots, min(have + have // 2, self._max_open))
         for column in self._columns.values():
             # In place: the system moves pages, not bytes. Nobody else holds these arrays.
             column.resize((n_slots, *column.shape[1:]), refcheck=False)

@@ -102,7 +102,7 @@ class Trainer:
         self._n_steps, self._mean_rows = 0, 0.0
         self._seed, self._dropout = settings.seed, train.dropout
         self._clip_norm = train.clip_norm
-        self._store = ExampleStore(layout)
+        self._store = ExampleStore(layout, settings.events.max_open)
         self._balancer: Balancer = load("learner.balancing", train.balancing).Balancing(
             [task.weight for task in settings.tasks]
         )
@@ -221,6 +221,11 @@ class Trainer:
         """Shape ``[M]``: matured rows that go through the network."""
         wanted = batch.matured_learn | (batch.matured_known & self._objective.settling)
         return np.asarray(wanted.any(1))
+
+    @property
+    def n_waiting_bytes(self) -> int:
+        """Memory of the examples that wait for labels."""
+        return self._store.n_bytes
 
     def matured_rows(self, batch: Batch) -> Rows:
         """Features of the exposures that the batch brings labels for."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.batch import Int64s
+from contracts.memory import array_bytes
 from features.compiled import compiled
 from features.idmap import Integer, mix
 
@@ -76,6 +77,11 @@ class Deduplicator:
     def ended_early(self) -> int:
         """Generations that ended before their time since they were full."""
         return int(self.state.counts[4])
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the arrays."""
+        return array_bytes(self.state)
 
     def reserve(self, n_events: int) -> None:
         """Make room for so many events: compiled code does not grow arrays."""

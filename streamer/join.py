@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.batch import Int64s
+from contracts.memory import array_bytes
 from contracts.records import Partition
 from contracts.settings import Settings, Task
 from features.compiled import compiled
@@ -355,6 +356,11 @@ class Joiner:
         """Exposures given up because too many were open."""
         return int(self.state.counts[_EVICTED])
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the arrays."""
+        return array_bytes(self.state)
+
     def partition(self, partition: Partition) -> int:
         """The place of a partition in the state, made if need be."""
         at = self._index.get(partition)
@@ -375,20 +381,22 @@ class Joiner:
         state, counts = self.state, self.state.counts.tolist()
         n_slots = counts[_USED] + max(n_events - counts[_FREE], 0)
         if n_slots > len(state.opened_ms):
-            n_slots = max(n_slots, len(state.opened_ms) * 3 // 2)
+            n_slots = max(n_slots, min(len(state.opened_ms) * 3 // 2, state.max_open))
             names = (*_OF_SLOTS, "before", "after", "free", "released")
             self._replace(**{name: _grown(getattr(state, name), n_slots) for name in names})
         # Each event may label once, open once and close every window there is. Most of it is never touched.
         n_told = counts[_MATURED] + n_events + (counts[_OPEN] + n_events) * len(state.windows_ms)
         if n_told > len(state.matured):
-            matured = np.empty((max(n_told, len(state.matured) * 3 // 2), _N_COLUMNS), np.int64)
+            n_most = state.max_open * len(state.windows_ms)
+            n_told = max(n_told, min(len(state.matured) * 3 // 2, n_most))
+            matured = np.empty((n_told, _N_COLUMNS), np.int64)
             matured[: counts[_MATURED]] = state.matured[: counts[_MATURED]]
             self._replace(matured=matured)
         for name, place in (("pair", _PAIRS), ("request", _REQUESTS)):
             keys, slots = getattr(self.state, f"{name}_keys"), getattr(self.state, f"{name}_slots")
             if 2 * (counts[place] + n_events) > len(keys):
                 held = np.flatnonzero(keys)
-                keys, slots = _map_of(keys[held], slots[held], 2 * (counts[place] + n_events))
+                keys, slots = _map_of(keys[held], slots[held], counts[place] + n_events)
                 self._replace(**{f"{name}_keys": keys, f"{name}_slots": slots})
 
     def take_matured(self) -> Matured:

@@ -38,6 +38,9 @@ class StreamMetrics:
             "What was forgotten at a cap: users and items, counters of pairs, values and co-visits.",
             ("what",),
         )
+        self.state_bytes = gauge(
+            "anabranch_state_bytes", "Memory of profiles, open exposures and event ids seen.", ("what",)
+        )
         self.ended_early = counter(
             "anabranch_deduplicate_ended_early",
             "Generations of event ids that ended before their time: they were full.",

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from prometheus_client import Counter
 
 from contracts.batch import INGEST_GROUPS, Barrier, Batch, Int64s, RankingRows, Rows
+from contracts.memory import array_bytes
 from contracts.records import Offsets, Partition, Record, decode_offsets, encode_offsets
 from contracts.settings import Settings
 from features.encoder import Encoded, Encoder
@@ -97,6 +98,15 @@ class Ingest:
     def event_time_ms(self) -> int:
         """The newest event time read."""
         return max(self._joiner.newest_ms.values(), default=-1)
+
+    @property
+    def n_bytes(self) -> dict[str, int]:
+        """Memory of what grows with the stream, by part."""
+        return {
+            "profiles": array_bytes(self.profiles),
+            "open_exposures": self._joiner.n_bytes,
+            "event_ids": self._seen.n_bytes,
+        }
 
     @property
     def label_delays(self) -> Int64s:
@@ -340,6 +350,8 @@ class Ingest:
         for counts in self._tally:
             counts[:] = 0
         metrics.open_keys.set(self._joiner.n_open)
+        for what, n_bytes in self.n_bytes.items():
+            metrics.state_bytes.labels(what).set(n_bytes)
         for name, counter, total in self._totals():
             counter.inc(total - self._told.get(name, 0))
             self._told[name] = total

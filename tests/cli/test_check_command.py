@@ -52,6 +52,23 @@ def test_settings_that_differ_are_shown_beside_the_defaults(tmp_path: Path) -> N
     assert "kafka.topic" not in result.output
 
 
+def test_the_memory_is_shown_part_by_part_with_its_sum_and_cap(tmp_path: Path) -> None:
+    shown = check().output
+    for part, value, each, mib in (
+        ("embedding.max_mib", "256 MiB", "", "259.8"),
+        ("features.users", "200,000", "308", "58.8"),
+        ("events.max_open", "2,000,000", "593", "1,130.5"),
+        ("memory.max_mib", "none", "", "1,798.3"),
+    ):
+        [row] = [line for line in shown.splitlines() if part in line]
+        assert [cell.strip() for cell in row.split("│")[2:6]] == [part, value, each, mib]
+    assert "Copies for snapshots come on top: at most " in shown
+    config = written(tmp_path / "c.toml", "[memory]\nmax_mib = 500\n[features]\nusers = 50_000\n")
+    [row] = [line for line in check("-c", config).output.splitlines() if "│ memory.max_mib" in line and "all" in line]
+    assert "500 MiB" in row
+    assert 490 < float(row.split("│")[5]) <= 500
+
+
 def test_every_mistake_in_settings_and_mapping_is_told_with_its_path(tmp_path: Path) -> None:
     config = written(tmp_path / "c.toml", "[batch]\nmax_rows = 0\n[kafka]\ntopik = 'x'\n")
     mapping = written(tmp_path / "m.toml", 'user_id = "u"\n')

@@ -1,5 +1,6 @@
 """The manifest: what is written is read back, and nothing else is taken for one."""
 
+import hashlib
 import json
 import random
 
@@ -36,6 +37,21 @@ def test_a_manifest_is_read_back_as_it_was_written():
     assert json.loads(encode_manifest(written))["manifest"]["offsets"] == {"events": {"0": 5, "11": 9}}
 
 
+@pytest.mark.parametrize("checksums", [("", 1), (SHA, 1, "0" * 32)])
+def test_a_file_has_one_checksum(checksums):
+    with pytest.raises(ValueError, match="one checksum"):
+        FileEntry(*checksums)
+
+
+def test_a_file_without_a_checksum_is_refused():
+    text = encode_manifest(manifest()).decode()
+    body = text[text.index('"manifest":') + len('"manifest":') : -1].replace(SHA, "")
+    envelope = {"sha256": hashlib.sha256(body.encode()).hexdigest()}
+    data = json.dumps(envelope)[:-1].encode() + b', "manifest": ' + body.encode() + b"}"
+    with pytest.raises(ManifestError, match="one checksum"):
+        decode_manifest(data)
+
+
 def test_every_flipped_bit_and_every_cut_is_noticed():
     data = encode_manifest(manifest())
     pick = random.Random(0)
@@ -65,6 +81,7 @@ def test_bytes_that_are_no_manifest_are_refused(data):
         {"files": {"a.msgpack\n": FileEntry(SHA, 1)}},
         {"files": {"a.msgpack": FileEntry("0", 1)}},
         {"files": {"a.msgpack": FileEntry(SHA, -1)}},
+        {"files": {"a.msgpack": FileEntry("", 1, "0")}},
         {"offsets": {"events": {"x": 1}}},
         {"offsets": {"events": {"0": -1}}},
         {"version": 0},

@@ -25,3 +25,10 @@ def test_a_field_takes_as_many_ids_as_it_has_slots() -> None:
     assert FieldSpec(source="item.x", kind="multi", slots=2).n_ids == 2
     with pytest.raises(ValueError, match=r"slots go with kind multi or text; found kind categorical for item\.x"):
         FieldSpec(source="item.x", slots=2)
+
+
+def test_a_third_process_is_refused_with_what_it_would_share_and_the_way_out() -> None:
+    for processes in (0, 1, 2):
+        assert Settings(processes=processes).processes == processes
+    with pytest.raises(ValueError, match=r"one ingest.*found 3\. .*all users together.*ADR 22.*Leave it at 0"):
+        Settings(processes=3)

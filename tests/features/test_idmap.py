@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from features.idmap import find, insert, map_bytes, new_map, put, rebuild, remove
+from contracts.memory import map_bytes
+from features.idmap import find, insert, new_map, put, rebuild, remove
 
 IDS = st.integers(-(1 << 63), (1 << 63) - 1).filter(bool)
 

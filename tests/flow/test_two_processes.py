@@ -32,7 +32,7 @@ def is_there(pid):
 
 def left_of(pids):
     """Those still there after a while: the tracker goes when it sees that nobody is left."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while (left := [pid for pid in pids if is_there(pid)]) and time.monotonic() < deadline:
         time.sleep(0.01)
     return left

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from contracts.batch import Rows
+from contracts.memory import embedding_row_bytes
 from contracts.settings import EmbeddingSettings
 from features.hashing import EMPTY
-from learner.embedding import NO_ROW, EmbeddingTable, capacity_for, row_bytes
+from learner.embedding import NO_ROW, EmbeddingTable, capacity_for
 
 N_FIELDS, N_TYPES, WIDTH = 3, 2, 5
 LEARNING_RATE, INITIAL = 0.07, 0.2
@@ -204,7 +205,7 @@ def test_the_capacity_is_the_most_that_fits(max_mib: float, width: int) -> None:
         assert f"found {max_mib}" in str(error)  # noqa: PT017 - which of the two it is depends on the size
         return
     assert rows >= 1000
-    assert rows * row_bytes(width) < max_mib * (1 << 20)
+    assert rows * embedding_row_bytes(width) < max_mib * (1 << 20)
 
 
 def test_a_cap_too_small_to_be_useful_is_refused() -> None:

@@ -28,6 +28,13 @@ class FailingDisk(Disk):
 
     full = False
 
+    def __init__(self):
+        self.published = []
+
+    def rename(self, old, new):
+        super().rename(old, new)
+        self.published.append(f"{new.parent.name}/{new.name}")
+
     def write(self, path, parts, **how):
         if self.full:
             raise OSError(28, "No space left on device")
@@ -345,11 +352,13 @@ def test_after_a_failure_there_are_no_deltas_until_the_next_snapshot(
         yield barrier(4)
 
     made = run_with_deltas(settings, layout, store, pieces())
-    assert {version: [found.manifest.delta for found in store.deltas(version, 0)] for version in store.versions()} == {
-        1: [1, 2],
-        2: [1, 2],
-        3: [],
-    }
+    assert [path for path in disk.published if "/delta-" in path and not path.endswith(".tmp")] == [
+        "v00000001/delta-000001",
+        "v00000001/delta-000002",
+        "v00000002/delta-000001",
+        "v00000002/delta-000002",
+    ]
+    assert [list(store.deltas(version, 0)) for version in store.versions()] == [[], [], []]
     assert made.value("anabranch_snapshot_failures_total") == 2
 
 

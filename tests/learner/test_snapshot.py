@@ -636,10 +636,30 @@ def test_deltas_come_in_order_behind_their_version_and_go_with_it(store):
     assert list(store.deltas(1, 12)) == list(store.deltas(2, 0)) == []
     check(store.load(), 1)
     assert store.verify(1) == []
-    for number in (2, 3, 4):
-        publish(store, number)
+    assert all(entry.xxh3_128 and not entry.sha256 for delta in found for entry in delta.manifest.files.values())
+    publish(store, 2)
     assert list(store.deltas(1, 0)) == []
+    assert sorted(path.name for path in store.path(1).iterdir()) == sorted([*store.manifest(1).files, "manifest.json"])
+    for number in (3, 4):
+        publish(store, number)
     assert not store.path(1).exists()
+
+
+def test_a_reader_between_two_deltas_finds_the_rest_gone_and_no_damage_when_a_version_comes(store):
+    newest = publish(store, 1)
+    for _ in range(3):
+        newest = publish_delta(store, newest)
+    reading = store.deltas(1, 0)
+    assert next(reading).manifest.delta == 1
+    publish(store, 2)
+    assert list(reading) == []
+
+
+def test_a_rollback_goes_to_the_version_as_it_was_published_not_to_its_deltas(store):
+    publish_delta(store, publish(store, 1))
+    store.rollback(1)
+    assert list(store.deltas(1, 0)) == []
+    check(store.load(), 1)
 
 
 @pytest.mark.parametrize("error", [Crash(), OSError(28, "No space left on device")])

@@ -20,7 +20,7 @@ def put(store, batch, value):
 
 
 def test_rows_come_back_as_they_were_by_their_slots(layout, make_batch) -> None:
-    store, rng = ExampleStore(layout), np.random.default_rng(0)
+    store, rng = ExampleStore(layout, 10_000), np.random.default_rng(0)
     slot = np.array([3, -1, 0, 7], np.int64)
     truth = np.full((4, 3), 0.25, np.float32)
     batch = make_batch(layout, 4, rng, slot=slot, list_id=np.arange(4), time_ms=np.arange(4) + 50, truth=truth)
@@ -37,7 +37,7 @@ def test_rows_come_back_as_they_were_by_their_slots(layout, make_batch) -> None:
 
 
 def test_a_row_without_a_slot_is_not_kept(layout, make_batch) -> None:
-    store, rng = ExampleStore(layout), np.random.default_rng(0)
+    store, rng = ExampleStore(layout, 10_000), np.random.default_rng(0)
     before = copy.deepcopy(store.save())
     put(store, make_batch(layout, 4, rng), 1.0)
     for name, column in store.save().items():
@@ -45,7 +45,7 @@ def test_a_row_without_a_slot_is_not_kept(layout, make_batch) -> None:
 
 
 def test_a_freed_slot_holds_its_new_row_wholly(layout, make_batch) -> None:
-    store, rng = ExampleStore(layout), np.random.default_rng(0)
+    store, rng = ExampleStore(layout, 10_000), np.random.default_rng(0)
     slot = np.array([0], np.int64)
     put(store, make_batch(layout, 1, rng, slot=slot, truth=np.full((1, 3), 0.5, np.float32)), 1.0)
     second = make_batch(layout, 1, rng, slot=slot, list_id=np.array([4]))
@@ -56,7 +56,7 @@ def test_a_freed_slot_holds_its_new_row_wholly(layout, make_batch) -> None:
 
 
 def test_it_grows_with_the_slots_and_keeps_what_it_has(layout, make_batch) -> None:
-    store, rng = ExampleStore(layout), np.random.default_rng(0)
+    store, rng = ExampleStore(layout, 10_000), np.random.default_rng(0)
     first = make_batch(layout, 2, rng, slot=np.array([0, 1], np.int64))
     put(store, first, 1.0)
     for slot in (1024, 5000, 5001, 100_000):
@@ -66,11 +66,11 @@ def test_it_grows_with_the_slots_and_keeps_what_it_has(layout, make_batch) -> No
 
 
 def test_what_is_loaded_is_independent_of_what_was_saved(layout, make_batch) -> None:
-    store, rng = ExampleStore(layout), np.random.default_rng(0)
+    store, rng = ExampleStore(layout, 10_000), np.random.default_rng(0)
     slot = np.array([0, 2000], np.int64)
     batch = make_batch(layout, 2, rng, slot=slot)
     put(store, batch, 1.0)
-    other = ExampleStore(layout)
+    other = ExampleStore(layout, 10_000)
     other.load(store.save())
     put(store, make_batch(layout, 2, rng, slot=slot), 3.0)
     np.testing.assert_array_equal(other.rows(slot).ids, batch.rows.ids)
@@ -78,7 +78,7 @@ def test_what_is_loaded_is_independent_of_what_was_saved(layout, make_batch) -> 
 
 
 def test_what_was_captured_is_the_cut_and_the_next_capture_holds_what_changed_since(layout, make_batch) -> None:
-    store, rng = ExampleStore(layout), np.random.default_rng(0)
+    store, rng = ExampleStore(layout, 10_000), np.random.default_rng(0)
     slots = np.arange(1000, dtype=np.int64)
     put(store, make_batch(layout, 1000, rng, slot=slots), 1.0)
     first, n_tasks = store.capture(), len(layout.tasks)

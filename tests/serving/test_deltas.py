@@ -183,11 +183,10 @@ def test_behind_a_damaged_delta_the_next_snapshot_is_waited_for(settings, folder
     assert "delta-000002" in caplog.text
     assert "No further delta of v00000001" in caplog.text
     with SnapshotStore(folder / "whole") as other, SnapshotStore(folder / "deltas") as store:
-        whole = other.load()
+        whole, one = other.load(), next(store.deltas(1, 0))
         manifest = store.publish(whole.groups, {}, **meta_of(whole.manifest))
         assert watch.reloader.refresh()
         assert watch.standing == (2, 0)
-        one = next(SnapshotStore(folder / "deltas").deltas(1, 0))
         store.publish_delta(manifest, one.groups, created_ms=0, event_time_ms=0)
     assert watch.reloader.refresh()
     assert watch.standing == (2, 1)
