@@ -349,6 +349,9 @@ class EvaluationSettings(_Section):
     detector: str = "adwin"
     ranking: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     """Share of a task's events whose item is ranked among 99 others, by task; a task not named is not ranked."""
+    shadow_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the users by whose examples `learn` compares the model with single-task nets of its width
+    (``anabranch_mtl_gain_ne``, learner/gain.py); 0: none."""
 
 
 class SnapshotSettings(_Section):
@@ -436,6 +439,15 @@ class Settings(_Section):
             repeated = sorted({value for value in values if values.count(value) > 1})
             if repeated:
                 raise ValueError(f"{what} must differ; found {', '.join(repeated)} more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _shadow_differs(self) -> Self:
+        if self.evaluation.shadow_share and self.model.name == "single_task":
+            raise ValueError(
+                "evaluation.shadow_share compares the model with single-task nets; found model.name single_task. "
+                "Set another model, or shadow_share = 0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -138,11 +138,11 @@ class Trainer:
         raw = np.empty(batch.labels.shape, np.float32)
         waiting = np.flatnonzero(~at_once)
         if len(waiting):
-            residual = self._residual(_at(batch.rows, waiting))
+            residual = self._residual(batch.rows.at(waiting))
             raw[waiting] = self.readout.raw(self.readout.conditional(residual)).numpy()
 
         now, then = np.flatnonzero(at_once), np.flatnonzero(self._to_learn(batch))
-        rows = _joined(_at(batch.rows, now), self._store.rows(batch.matured_slot[then]))
+        rows = Rows.joined([batch.rows.at(now), self._store.rows(batch.matured_slot[then])])
         if not len(rows):
             require_finite("score", bool(np.isfinite(raw).all()), batch.rows.dense, self.layout)
             self._see(batch)
@@ -293,7 +293,7 @@ class Trainer:
         task = np.repeat(ranking.task, candidates)
         scores = np.concatenate(
             [
-                self._comparable(_at(ranking.rows, slice(start, start + _RANKING_CHUNK)))
+                self._comparable(ranking.rows.at(slice(start, start + _RANKING_CHUNK)))
                 for start in range(0, len(ranking.rows), _RANKING_CHUNK)
             ]
         )
@@ -383,15 +383,6 @@ class Trainer:
         self.watchdog.restore(state["watchdog"])
         self.n_learned, self.n_positives = np.array(state["n_learned"]), np.array(state["n_positives"])
         self.n_late = np.array(state["n_late"])
-
-
-def _at(rows: Rows, places: Int64s | slice) -> Rows:
-    return Rows(rows.ids[places], rows.history[places], rows.dense[places], rows.log_q[places])
-
-
-def _joined(first: Rows, second: Rows) -> Rows:
-    pairs = ((getattr(first, one.name), getattr(second, one.name)) for one in fields(Rows))
-    return Rows(*(np.concatenate(pair) for pair in pairs))
 
 
 def _precision(name: str) -> torch.dtype:
