@@ -61,13 +61,14 @@ class Task(_Section):
     """Event type that makes the label 1; the task's name where empty."""
     window_ms: DurationMs = Field(default=24 * HOUR, alias="window")
     """Attribution window on event time: a later event does not count."""
-    delay: Literal["fnc_in_loss", "delay_head", "wait"] = "fnc_in_loss"
+    delay: Literal["fnc_in_loss", "delay_head", "es_dfm", "wait"] = "fnc_in_loss"
     """How a label that comes late is learned. ``fnc_in_loss``: every exposure at once as a negative, its outcome as one
     positive more, and the loss knows (ALGORITHMS §1 A). ``delay_head``: every exposure after ``wait``, labelled as it
     stands then, an outcome behind that as one positive more, and a small head learns which outcomes come so late
-    (ALGORITHMS §1 B, ADR 15). ``wait``: once, when the window closes."""
+    (ALGORITHMS §1 B, ADR 15). ``es_dfm``: the same stream, each example weighed by what two heads learned from closed
+    windows (Yang et al. 2021, ADR 26). ``wait``: once, when the window closes."""
     wait_ms: DurationMs = Field(default=5 * MINUTE, alias="wait")
-    """Of ``delay_head`` alone; shorter than the window."""
+    """Of ``delay_head`` and ``es_dfm`` alone; shorter than the window."""
     parent: str = ""
     """The task that must come first: ``purchase`` after ``click`` is a funnel, whose probabilities are products along
     it. The exposure's own task is no stage: every example is an exposure."""
@@ -81,12 +82,26 @@ class Task(_Section):
 
     @model_validator(mode="after")
     def _waits_within_its_window(self) -> Self:
-        if self.delay == "delay_head" and not 0 < self.wait_ms < self.window_ms:
+        if self.hands_on_early and not 0 < self.wait_ms < self.window_ms:
             raise ValueError(
-                f"a task with a delay_head waits longer than 0 ms and shorter than its window; found {self.wait_ms} ms "
+                f"a task with {self.delay} waits longer than 0 ms and shorter than its window; found {self.wait_ms} ms "
                 f"of {self.window_ms} ms for {self.name}. Set wait, or another delay"
             )
         return self
+
+    @model_validator(mode="after")
+    def _has_one_weight_for_an_example(self) -> Self:
+        if self.delay == "es_dfm" and (self.positive_weight, self.focal_gamma) != (1.0, 0.0):
+            raise ValueError(
+                f"es_dfm weighs examples by itself; found positive_weight {self.positive_weight:g} and focal_gamma "
+                f"{self.focal_gamma:g} for {self.name}. Leave them out, or set another delay"
+            )
+        return self
+
+    @property
+    def hands_on_early(self) -> bool:
+        """Whether an exposure is learned after a wait, before its window closes."""
+        return self.delay in ("delay_head", "es_dfm")
 
     @property
     def event_type(self) -> str:
@@ -503,16 +518,21 @@ class Settings(_Section):
     @property
     def immediate_tasks(self) -> tuple[bool, ...]:
         """Which tasks learn an exposure before its label is known (``delay = "fnc_in_loss"``)."""
-        return tuple(
-            self.mode == "exposure" and task.event_type != self.events.exposure and task.delay == "fnc_in_loss"
-            for task in self.tasks
-        )
+        return self._outcomes_by("fnc_in_loss")
 
     @property
     def delay_head_tasks(self) -> tuple[bool, ...]:
         """Which tasks learn an exposure after a wait shorter than its window (``delay = "delay_head"``)."""
+        return self._outcomes_by("delay_head")
+
+    @property
+    def es_dfm_tasks(self) -> tuple[bool, ...]:
+        """Which tasks do so with weights from closed windows (``delay = "es_dfm"``)."""
+        return self._outcomes_by("es_dfm")
+
+    def _outcomes_by(self, delay: str) -> tuple[bool, ...]:
         return tuple(
-            self.mode == "exposure" and task.event_type != self.events.exposure and task.delay == "delay_head"
+            self.mode == "exposure" and task.event_type != self.events.exposure and task.delay == delay
             for task in self.tasks
         )
 

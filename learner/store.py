@@ -13,9 +13,12 @@ _FIRST_SLOTS = 1024
 
 
 class ExampleStore:
-    """Columns indexed by slot. A late label trains on these features, never on today's (DESIGN §2)."""
+    """Columns indexed by slot. A late label trains on these features, never on today's (DESIGN §2).
 
-    def __init__(self, layout: Layout) -> None:
+    :param keeps_late: which outcomes came behind a wait is kept until the window closes.
+    """
+
+    def __init__(self, layout: Layout, *, keeps_late: bool = False) -> None:
         n_tasks = len(layout.tasks)
         self._columns: dict[str, NDArray[Any]] = {
             "ids": np.zeros((_FIRST_SLOTS, layout.n_ids), np.int64),
@@ -27,11 +30,19 @@ class ExampleStore:
             "time_ms": np.zeros(_FIRST_SLOTS, np.int64),
             "list_id": np.zeros(_FIRST_SLOTS, np.int64),
         }
+        if keeps_late:
+            self._columns["late"] = np.zeros((_FIRST_SLOTS, n_tasks), np.bool_)
         self._changed = np.zeros(_FIRST_SLOTS, np.bool_)  # slots since the last capture
         self._shadow = Shadow()
 
     def put(self, batch: Batch) -> None:
-        """Keep the batch's rows that have a slot."""
+        """Keep the batch's rows that have a slot, and which outcomes came late."""
+        self._put_rows(batch)
+        if "late" in self._columns:
+            np.logical_or.at(self._columns["late"], batch.matured_slot, batch.matured_late)
+            self._changed[batch.matured_slot] = True
+
+    def _put_rows(self, batch: Batch) -> None:
         kept = np.flatnonzero(batch.slot >= 0)
         if not len(kept):
             return
@@ -48,6 +59,8 @@ class ExampleStore:
         ):
             self._columns[name][slot] = values[kept]
         self._columns["logits"][slot] = 0.0
+        if "late" in self._columns:
+            self._columns["late"][slot] = False
         self._changed[slot] = True
         self._columns["truth"][slot] = np.nan if batch.truth is None else batch.truth[kept]
 
@@ -74,7 +87,7 @@ class ExampleStore:
         return Rows(columns["ids"][slot], columns["history"][slot], columns["dense"][slot], columns["log_q"][slot])
 
     def column(self, name: str, slot: Int64s) -> NDArray[Any]:
-        """``logits``, ``truth``, ``time_ms`` or ``list_id`` of these slots."""
+        """``logits``, ``truth``, ``time_ms``, ``list_id`` or ``late`` of these slots."""
         values: NDArray[Any] = self._columns[name][slot]
         return values
 

@@ -115,6 +115,7 @@ def ways(path: Path) -> Iterator[tuple[str, Settings, list[Batch]]]:
         yield name, stream.settings, stream.batches
         calibrated = settings_of(stream.settings.tasks[0].delay, calibration=True)
         yield f"{name}, calibrated online", calibrated, stream.batches
+    yield f"es_dfm, wait {_WAIT}", settings_of("es_dfm"), head.batches
 
 
 def measured(settings: Settings, batches: list[Batch]) -> tuple[float, float]:
