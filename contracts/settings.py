@@ -284,6 +284,9 @@ class NegativeSettings(_Section):
     event's id decides."""
     uniform_share: float = Field(default=1.0, gt=0, le=1)
     """Share drawn uniformly from the known items; the rest follows recent traffic."""
+    keep: float = Field(default=1.0, gt=0, le=1)
+    """Share of the exposures without an outcome that is learned, in exposure mode: all are scored and measured, and
+    probabilities stay what they are (learner/thinning.py)."""
 
 
 class BatchSettings(_Section):
@@ -454,6 +457,16 @@ class Settings(_Section):
             repeated = sorted({value for value in values if values.count(value) > 1})
             if repeated:
                 raise ValueError(f"{what} must differ; found {', '.join(repeated)} more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _thinned_stream_is_known(self) -> Self:
+        if self.negatives.keep < 1 and (self.mode == "implicit" or self.train.calibration):
+            raise ValueError(
+                "negatives.keep is of exposure mode, and goes without train.calibration, which learns from the same "
+                f"labels; found keep {self.negatives.keep:g} in {self.mode} mode, calibration "
+                f"{'on' if self.train.calibration else 'off'}. Leave keep out, or change the other"
+            )
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from learner.elapsed import weighted_bce
 from learner.funnel import ROOT, inverse_propensity_loss, joint_logits
 from learner.imbalance import masked_focal
 from learner.losses import immediate_logits, masked_bce
+from learner.thinning import Thinning
 
 
 class Objective:
@@ -20,6 +21,8 @@ class Objective:
         self._parents = settings.parents
         self._immediate = torch.tensor(settings.immediate_tasks)
         self._delayed = torch.tensor(settings.delay_head_tasks)
+        thinning = Thinning(settings)
+        self._shift = thinning.shift if thinning.is_used else None
         self._weighed = torch.tensor(settings.es_dfm_tasks)
         self._positive_weights = torch.tensor([task.positive_weight for task in settings.tasks])
         self._gammas = torch.tensor([task.focal_gamma for task in settings.tasks])
@@ -51,12 +54,14 @@ class Objective:
         scored = immediate_logits(joint, self._immediate)
         if late is not None:
             scored = torch.where(self._delayed, delayed_logits(joint, late), scored)
+        if self._shift is not None:
+            scored = scored + self._shift
         if self._plain:
             losses = masked_bce(scored, labels, learn)
         else:
             losses = masked_focal(scored, labels, learn, self._positive_weights, self._gammas)
         if weight is not None:
-            losses = torch.where(self._weighed, weighted_bce(joint, labels, learn, weight), losses)
+            losses = torch.where(self._weighed, weighted_bce(scored, labels, learn, weight), losses)
         if not self._propensity_weight:
             return losses
         # A parent's window may have closed before; its label stands in the row all the same.

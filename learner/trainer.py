@@ -42,6 +42,7 @@ from learner.objective import Objective
 from learner.quarantine import REASONS, NotFiniteError, require_finite
 from learner.regularise import Pull, with_dropout
 from learner.store import ExampleStore
+from learner.thinning import Thinning
 from learner.viewers import Viewers
 from learner.watchdog import Watchdog
 
@@ -107,7 +108,7 @@ class Trainer:
         self._balancer: Balancer = load("learner.balancing", train.balancing).Balancing(
             [task.weight for task in settings.tasks]
         )
-        self._objective = Objective(settings)
+        self._objective, self._thinning = Objective(settings), Thinning(settings)
         n_embeddings = len(layout.fields) + len(layout.event_types)
         n_features = n_embeddings * self.network.embedding_width + len(layout.dense)
         self._delay, self._elapsed = DelayHead(settings, n_features), ElapsedSampling(settings, n_features)
@@ -135,6 +136,7 @@ class Trainer:
 
         :raises NotFiniteError: a score, the loss or a gradient; nothing but the balancing has changed.
         """
+        batch, n_left_out = self._thinning.thinned(batch, self._store)
         ranked = None if batch.ranking is None else self._rank(batch.ranking)
         at_once = batch.learn.any(1)
         raw = np.empty(batch.labels.shape, np.float32)
@@ -149,6 +151,8 @@ class Trainer:
             require_finite("score", bool(np.isfinite(raw).all()), batch.rows.dense, self.layout)
             self._see(batch)
             self._take_scores(batch, raw, ranked)
+            if n_left_out.any():
+                self.base_rates.update(n_left_out, np.zeros_like(n_left_out))
             return
         labels = np.concatenate([batch.labels[now], batch.matured_labels[then]])
         learn = np.concatenate([batch.learn[now], batch.matured_learn[then]])
@@ -212,7 +216,7 @@ class Trainer:
                 [np.zeros_like(batch.known[now]), self._store.column("late", batch.matured_slot[then])]
             )
             self._elapsed.learn(embedded.detach(), dense, behind, labels > 0, was_late, final)
-        self.base_rates.update(counts, positives, n_late)
+        self.base_rates.update(counts + n_left_out, positives, n_late)
         self.table.decay(batch.watermark_ms)
         if self._n_steps % _WATCH_EVERY == 0:
             self.watchdog.look(self.quality.window(batch.watermark_ms), batch.watermark_ms)
