@@ -82,7 +82,7 @@ def _ways() -> dict[str, Callable[[], float]]:
 def figures() -> list[Figure]:
     """Each architecture at three sizes of batch; then the ways, in turn."""
     made = []
-    for model in ("mmoe", "shared_bottom", "single_task"):
+    for model in ("mmoe", "ple", "shared_bottom", "single_task"):
         for n_rows in (64, 1024, 4096):
             settings = ten_field_settings(model={"name": model})
             use_threads(settings)

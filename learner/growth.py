@@ -125,10 +125,10 @@ def _grow_table(arrays: Arrays, fresh: Arrays, growth: Growth, capacity: int) ->
 
 
 def _grow_examples(arrays: Arrays, fresh: Arrays, growth: Growth) -> Arrays:
-    late = arrays.get("late", np.zeros(arrays["logits"].shape, np.bool_))
+    late = arrays.get("late", np.zeros_like(arrays["logits"]))
     return {
         **arrays,
-        **({"late": growth.of_tasks(late, 1, fill=False)} if "late" in fresh else {}),
+        **({"late": growth.of_tasks(late, 1)} if "late" in fresh else {}),
         "ids": growth.of_ids(arrays["ids"]),
         "history": growth.of_kinds(arrays["history"], 1),
         "dense": growth.of_dense(arrays["dense"]),

@@ -31,7 +31,7 @@ class ExampleStore:
             "list_id": np.zeros(_FIRST_SLOTS, np.int64),
         }
         if keeps_late:
-            self._columns["late"] = np.zeros((_FIRST_SLOTS, n_tasks), np.bool_)
+            self._columns["late"] = np.zeros((_FIRST_SLOTS, n_tasks), np.float32)
         self._changed = np.zeros(_FIRST_SLOTS, np.bool_)  # slots since the last capture
         self._shadow = Shadow()
 
@@ -39,7 +39,7 @@ class ExampleStore:
         """Keep the batch's rows that have a slot, and which outcomes came late."""
         self._put_rows(batch)
         if "late" in self._columns:
-            np.logical_or.at(self._columns["late"], batch.matured_slot, batch.matured_late)
+            np.maximum.at(self._columns["late"], batch.matured_slot, batch.matured_late.astype(np.float32))
             self._changed[batch.matured_slot] = True
 
     def _put_rows(self, batch: Batch) -> None:
@@ -60,7 +60,7 @@ class ExampleStore:
             self._columns[name][slot] = values[kept]
         self._columns["logits"][slot] = 0.0
         if "late" in self._columns:
-            self._columns["late"][slot] = False
+            self._columns["late"][slot] = 0.0
         self._changed[slot] = True
         self._columns["truth"][slot] = np.nan if batch.truth is None else batch.truth[kept]
 
@@ -87,9 +87,14 @@ class ExampleStore:
         return Rows(columns["ids"][slot], columns["history"][slot], columns["dense"][slot], columns["log_q"][slot])
 
     def column(self, name: str, slot: Int64s) -> NDArray[Any]:
-        """``logits``, ``truth``, ``time_ms``, ``list_id`` or ``late`` of these slots."""
+        """``logits``, ``truth``, ``ids``, ``time_ms`` or ``list_id`` of these slots."""
         values: NDArray[Any] = self._columns[name][slot]
         return values
+
+    def came_late(self, slot: Int64s) -> Bools:
+        """Which outcomes of these slots came behind a wait, shape ``[M, T]``; only where that is kept."""
+        late: Bools = self._columns["late"][slot] > 0
+        return late
 
     def save(self) -> dict[str, NDArray[Any]]:
         """All columns, valid until the next save or capture."""

@@ -213,7 +213,7 @@ class Trainer:
             self._delay.learn(embedded.detach(), dense, late, learn & (labels > 0), came_late)
         if behind:
             was_late = np.concatenate(
-                [np.zeros_like(batch.known[now]), self._store.column("late", batch.matured_slot[then])]
+                [np.zeros_like(batch.known[now]), self._store.came_late(batch.matured_slot[then])]
             )
             self._elapsed.learn(embedded.detach(), dense, behind, labels > 0, was_late, final)
         self.base_rates.update(counts + n_left_out, positives, n_late)
