@@ -14,6 +14,7 @@ from contracts.batch import Layout, Rows
 LAYOUT = Layout(
     tasks=("buy",),
     fields=("user_id", "item_id", "item.category"),
+    slots=(1, 1, 1),
     dense=(
         "user buy:60s",
         "user x item buy:60s",
