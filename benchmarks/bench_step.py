@@ -1,17 +1,25 @@
 """How many examples a second one step learns: forward, backward, optimiser, embedding, prequential quality.
 
+Then what the signals and the options of the model cost: the default beside ids without behaviour features, field gates,
+attention over the histories, in turn.
+
 python -m benchmarks.bench_step
 """
 
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
-from benchmarks.figures import Figure, rates, show
+from benchmarks.figures import Figure, in_turn, rates, show
 from benchmarks.workloads import random_batches, ten_field_settings
-from contracts.batch import Batch
+from contracts.batch import Batch, Layout, Rows
+from contracts.settings import Settings
 from features.schema import FeatureSchema
 from learner.trainer import Trainer, use_threads
 
 _BATCHES = 40
+_COMPARED_ROWS = 1024
 TITLE = "Training step: 3 tasks, 10 id fields + history, width 16"
 
 
@@ -21,10 +29,60 @@ def _train(trainer: Trainer, batches: list[Batch]) -> int:
     return sum(len(batch.rows) for batch in batches)
 
 
+def _rate(trainer: Trainer, batches: list[Batch]) -> float:
+    started = time.perf_counter()
+    return _train(trainer, batches) / (time.perf_counter() - started)
+
+
+def _of_ids(layout: Layout, n_fields: int) -> Layout:
+    """The first id fields, no histories, and of the dense columns one: torch warns of a layer without inputs."""
+    return replace(
+        layout,
+        fields=layout.fields[:n_fields],
+        slots=layout.slots[:n_fields],
+        dense=layout.dense[:1],
+        event_types=(),
+        item_fields=min(layout.item_fields, n_fields - 1),
+        user_fields=max(min(layout.user_fields, n_fields - 1 - layout.item_fields), 0),
+        user_dense=0,
+    )
+
+
+def _only(layout: Layout, rows: Rows) -> Rows:
+    """What this smaller layout has of the rows."""
+    return Rows(
+        rows.ids[:, : layout.n_ids].copy(),
+        rows.history[:, : len(layout.event_types)].copy(),
+        rows.dense[:, : len(layout.dense)].copy(),
+        rows.log_q,
+    )
+
+
+def _ways() -> dict[str, Callable[[], float]]:
+    """The default model, with less to see and with more to do, on the same batches."""
+    settings = ten_field_settings()
+    use_threads(settings)
+    layout = FeatureSchema.of(settings).layout
+    batches = random_batches(settings, _BATCHES, _COMPARED_ROWS)
+    ways: dict[str, tuple[Settings, Layout]] = {
+        "user and item id alone": (settings, _of_ids(layout, 2)),
+        f"{len(layout.fields)} id fields, no behaviour": (settings, _of_ids(layout, len(layout.fields))),
+        "all three signals (default)": (settings, layout),
+        "with model.field_gates": (ten_field_settings(model={"field_gates": True}), layout),
+        'with model.history = "attention"': (ten_field_settings(model={"history": "attention"}), layout),
+    }
+    return {
+        f"mmoe, {name}, batches of {_COMPARED_ROWS}": partial(
+            _rate, Trainer(of, seen), [replace(batch, rows=_only(seen, batch.rows)) for batch in batches]
+        )
+        for name, (of, seen) in ways.items()
+    }
+
+
 def figures() -> list[Figure]:
-    """Each architecture at three sizes of batch."""
+    """Each architecture at three sizes of batch; then the ways, in turn."""
     made = []
-    for model in ("mmoe", "shared_bottom", "single_task"):
+    for model in ("mmoe", "ple", "shared_bottom", "single_task"):
         for n_rows in (64, 1024, 4096):
             settings = ten_field_settings(model={"name": model})
             use_threads(settings)
@@ -32,7 +90,7 @@ def figures() -> list[Figure]:
             trainer = Trainer(settings, FeatureSchema.of(settings).layout)
             values = rates(partial(_train, trainer, batches))
             made.append(Figure(f"{model}, batches of {n_rows}", values, "examples/s"))
-    return made
+    return made + [Figure(what, values, "examples/s") for what, values in in_turn(_ways()).items()]
 
 
 if __name__ == "__main__":

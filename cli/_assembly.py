@@ -14,6 +14,7 @@ from contracts.batch import INGEST_GROUPS, Batch
 from contracts.settings import Settings
 from features.schema import FeatureSchema
 from learner.comparison import Comparison
+from learner.gain import MultiTaskGain
 from learner.inspection import LastRows
 from learner.loop import INGEST, LEARNER, LearnerLoop, OtherSettingsError, check_snapshot
 from learner.metrics import LearnerMetrics
@@ -139,5 +140,7 @@ def assemble_behind(
                 "`snapshot.directory` a new, empty folder to start afresh."
             ) from error
     comparison = Comparison(settings, layout, variants) if variants else None
-    loop = LearnerLoop(settings, trainer, metrics, store, feed.commit, give_up=give_up)
+    # Beside a model that is kept; `evaluate` has its own comparison.
+    pair = MultiTaskGain(settings, layout) if store is not None and settings.evaluation.shadow_share else None
+    loop = LearnerLoop(settings, trainer, metrics, store, feed.commit, give_up=give_up, pair=pair)
     return Assembly(feed, trainer, loop, comparison)

@@ -15,6 +15,13 @@ _Section = TypeVar("_Section", bound=BaseModel)
 _SHORT = {"model": "model.name", "balancing": "train.balancing", "delay": "tasks.delay"}
 _LEARNER = ("model", "train", "embedding")
 _LEARNER_OF_TASK = ("weight", "positive_weight", "focal_gamma", "delay", "parent")
+_OF_ITS_STREAM = {
+    "fnc_in_loss": ("fnc_in_loss", "wait"),
+    "delay_head": ("delay_head", "es_dfm"),
+    "es_dfm": ("delay_head", "es_dfm"),
+    "wait": ("wait",),
+}
+"""The delays that can be learned from a stream which was read for a delay."""
 _ALLOWED = (
     f"a model ({', '.join(names('learner.models'))}), a balancing, or KEY=VALUE with a key of "
     f"{', '.join(f'`{section}.…`' for section in _LEARNER)} or `tasks[.TASK].{{{','.join(_LEARNER_OF_TASK)}}}`"
@@ -45,11 +52,13 @@ def _variant(settings: Settings, name: str) -> Settings:
                 f"--compare {name}: `{key}` cannot differ on one stream, or is no setting; expected {_ALLOWED}. "
                 "Settings that make another stream are two runs of `evaluate`."
             ) from error
-    for task, old, new in zip(settings.tasks, settings.immediate_tasks, made.immediate_tasks, strict=True):
-        if new and not old:
+    for task, new in zip(settings.tasks, made.tasks, strict=True):
+        is_outcome = settings.mode == "exposure" and task.event_type != settings.events.exposure
+        if is_outcome and new.delay not in _OF_ITS_STREAM[task.delay]:
             raise SettingsError(
-                f"--compare {name}: a stream that waits for the labels of `{task.name}` does not tell when they came. "
-                "Set delay = fnc_in_loss in the settings and compare with `delay=wait`."
+                f"--compare {name}: a stream by delay = {task.delay} does not tell when the labels of `{task.name}` "
+                f"came as {new.delay} asks. One stream holds fnc_in_loss and wait: set delay = fnc_in_loss in the "
+                "settings and compare with `delay=wait`; another one delay_head and es_dfm. Else run `evaluate` twice."
             )
     return made
 

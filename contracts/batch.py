@@ -1,7 +1,7 @@
 """The batch: what the streamer hands to the learner, as columns."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,15 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def at(self, places: Int64s | slice) -> "Rows":
+        """The rows at these places."""
+        return Rows(self.ids[places], self.history[places], self.dense[places], self.log_q[places])
+
+    @classmethod
+    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
+        """The rows of all parts, in order."""
+        return cls(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,8 @@ def _embedding(settings: Sized, max_mib: float) -> int:
 
 
 def _users(settings: Sized, n: float) -> int:
-    each: int = 8 + 8 + 4 + 1 + _attributes(settings, "user") + _history(settings) + 8 * settings.features.trail
+    trails: int = 8 * _followed(settings) * settings.features.trail
+    each: int = 8 + 8 + 4 + 1 + _attributes(settings, "user") + _history(settings) + trails
     return int(n) * each + map_bytes(int(n))
 
 
@@ -218,25 +219,33 @@ def _exposures(settings: Sized, n: float) -> int:
 def waiting_bytes(settings: Sized) -> int:
     """Bytes of an example that waits at the learner: features, logits, truth, time, list, mark."""
     n_ids: int = 2 + sum(field.n_ids for field in settings.fields if field.kind != "numeric")
-    return 8 * n_ids + _history(settings) + 4 * n_dense(settings) + 4 + 8 * len(settings.tasks) + 8 + 8 + 1
+    late = 4 * len(settings.tasks) if any(task.delay == "es_dfm" for task in settings.tasks) else 0
+    return late + 8 * n_ids + _history(settings) + 4 * n_dense(settings) + 4 + 8 * len(settings.tasks) + 8 + 8 + 1
 
 
 def n_dense(settings: Sized) -> int:
     """Dense columns of an example (`features.schema.FeatureSchema`)."""
     features = settings.features
     counters: int = len(settings.event_types) * len(features.half_lives_ms) + 1
-    covisits = 4 if features.trail else 0
-    n_categorical: int = sum(field.kind == "categorical" for field in _fields(settings, "item"))
     n_numbers: int = sum(field.kind == "numeric" for field in settings.fields)
-    valued = min(int(features.interests), n_categorical)
-    return counters * (3 + 2 * valued) + covisits + 2 * n_numbers
+    followed = _followed(settings)
+    rates = len(settings.event_types) - (settings.mode == "exposure")
+    of_each = rates + (4 if features.trail else 0)
+    return counters * (1 + 2 * followed) + of_each * followed + 2 * n_numbers
+
+
+def _followed(settings: Sized) -> int:
+    """Items, and the first categorical item fields."""
+    n_categorical: int = sum(field.kind == "categorical" for field in _fields(settings, "item"))
+    interests: int = settings.features.interests
+    return 1 + min(interests, n_categorical)
 
 
 def _windows_ms(settings: Sized) -> set[int]:
     if settings.mode != "exposure":
         return set()
     outcomes = [task for task in settings.tasks if task.event_type != settings.events.exposure]
-    waits = {task.wait_ms for task in outcomes if task.delay == "delay_head"}
+    waits = {task.wait_ms for task in outcomes if task.delay in ("delay_head", "es_dfm")}
     return waits | {task.window_ms for task in outcomes}
 
 

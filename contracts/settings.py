@@ -64,13 +64,14 @@ class Task(_Section):
     """Event type that makes the label 1; the task's name where empty."""
     window_ms: DurationMs = Field(default=24 * HOUR, alias="window")
     """Attribution window on event time: a later event does not count."""
-    delay: Literal["fnc_in_loss", "delay_head", "wait"] = "fnc_in_loss"
+    delay: Literal["fnc_in_loss", "delay_head", "es_dfm", "wait"] = "fnc_in_loss"
     """How a label that comes late is learned. ``fnc_in_loss``: every exposure at once as a negative, its outcome as one
     positive more, and the loss knows (ALGORITHMS §1 A). ``delay_head``: every exposure after ``wait``, labelled as it
     stands then, an outcome behind that as one positive more, and a small head learns which outcomes come so late
-    (ALGORITHMS §1 B, ADR 15). ``wait``: once, when the window closes."""
+    (ALGORITHMS §1 B, ADR 15). ``es_dfm``: the same stream, each example weighed by what two heads learned from closed
+    windows (Yang et al. 2021, ADR 26). ``wait``: once, when the window closes."""
     wait_ms: DurationMs = Field(default=5 * MINUTE, alias="wait")
-    """Of ``delay_head`` alone; shorter than the window."""
+    """Of ``delay_head`` and ``es_dfm`` alone; shorter than the window."""
     parent: str = ""
     """The task that must come first: ``purchase`` after ``click`` is a funnel, whose probabilities are products along
     it. The exposure's own task is no stage: every example is an exposure."""
@@ -84,12 +85,26 @@ class Task(_Section):
 
     @model_validator(mode="after")
     def _waits_within_its_window(self) -> Self:
-        if self.delay == "delay_head" and not 0 < self.wait_ms < self.window_ms:
+        if self.hands_on_early and not 0 < self.wait_ms < self.window_ms:
             raise ValueError(
-                f"a task with a delay_head waits longer than 0 ms and shorter than its window; found {self.wait_ms} ms "
+                f"a task with {self.delay} waits longer than 0 ms and shorter than its window; found {self.wait_ms} ms "
                 f"of {self.window_ms} ms for {self.name}. Set wait, or another delay"
             )
         return self
+
+    @model_validator(mode="after")
+    def _has_one_weight_for_an_example(self) -> Self:
+        if self.delay == "es_dfm" and (self.positive_weight, self.focal_gamma) != (1.0, 0.0):
+            raise ValueError(
+                f"es_dfm weighs examples by itself; found positive_weight {self.positive_weight:g} and focal_gamma "
+                f"{self.focal_gamma:g} for {self.name}. Leave them out, or set another delay"
+            )
+        return self
+
+    @property
+    def hands_on_early(self) -> bool:
+        """Whether an exposure is learned after a wait, before its window closes."""
+        return self.delay in ("delay_head", "es_dfm")
 
     @property
     def event_type(self) -> str:
@@ -273,6 +288,9 @@ class NegativeSettings(_Section):
     event's id decides."""
     uniform_share: float = Field(default=1.0, gt=0, le=1)
     """Share drawn uniformly from the known items; the rest follows recent traffic."""
+    keep: float = Field(default=1.0, gt=0, le=1)
+    """Share of the exposures without an outcome that is learned, in exposure mode: all are scored and measured, and
+    probabilities stay what they are (learner/thinning.py)."""
 
 
 class BatchSettings(_Section):
@@ -353,6 +371,9 @@ class EvaluationSettings(_Section):
     detector: str = "adwin"
     ranking: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     """Share of a task's events whose item is ranked among 99 others, by task; a task not named is not ranked."""
+    shadow_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the users by whose examples `learn` compares the model with single-task nets of its width
+    (``anabranch_mtl_gain_ne``, learner/gain.py); 0: none."""
 
 
 class SnapshotSettings(_Section):
@@ -464,6 +485,25 @@ class Settings(_Section):
         return processes
 
     @model_validator(mode="after")
+    def _thinned_stream_is_known(self) -> Self:
+        if self.negatives.keep < 1 and (self.mode == "implicit" or self.train.calibration):
+            raise ValueError(
+                "negatives.keep is of exposure mode, and goes without train.calibration, which learns from the same "
+                f"labels; found keep {self.negatives.keep:g} in {self.mode} mode, calibration "
+                f"{'on' if self.train.calibration else 'off'}. Leave keep out, or change the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shadow_differs(self) -> Self:
+        if self.evaluation.shadow_share and self.model.name == "single_task":
+            raise ValueError(
+                "evaluation.shadow_share compares the model with single-task nets; found model.name single_task. "
+                "Set another model, or shadow_share = 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _funnel_ends(self) -> Self:
         parents = {task.name: task.parent for task in self.tasks}
         for task in self.tasks:
@@ -525,16 +565,21 @@ class Settings(_Section):
     @property
     def immediate_tasks(self) -> tuple[bool, ...]:
         """Which tasks learn an exposure before its label is known (``delay = "fnc_in_loss"``)."""
-        return tuple(
-            self.mode == "exposure" and task.event_type != self.events.exposure and task.delay == "fnc_in_loss"
-            for task in self.tasks
-        )
+        return self._outcomes_by("fnc_in_loss")
 
     @property
     def delay_head_tasks(self) -> tuple[bool, ...]:
         """Which tasks learn an exposure after a wait shorter than its window (``delay = "delay_head"``)."""
+        return self._outcomes_by("delay_head")
+
+    @property
+    def es_dfm_tasks(self) -> tuple[bool, ...]:
+        """Which tasks do so with weights from closed windows (``delay = "es_dfm"``)."""
+        return self._outcomes_by("es_dfm")
+
+    def _outcomes_by(self, delay: str) -> tuple[bool, ...]:
         return tuple(
-            self.mode == "exposure" and task.event_type != self.events.exposure and task.delay == "delay_head"
+            self.mode == "exposure" and task.event_type != self.events.exposure and task.delay == delay
             for task in self.tasks
         )
 

@@ -46,7 +46,7 @@ def grow_learner(
         "delay": _grow_delay(groups["delay"], empty["delay"], before, fresh.network),
         "quality": empty["quality"] | groups["quality"],
         "table": _grow_table(groups["table"], empty["table"], growth, fresh.table.capacity),
-        "examples": _grow_examples(groups["examples"], growth),
+        "examples": _grow_examples(groups["examples"], empty["examples"], growth),
     }
     new_items = "new_item_events"
     grown["quality"][new_items] = _by_task(groups["quality"][new_items], empty["quality"][new_items], growth)
@@ -97,7 +97,8 @@ def _grow_delay(arrays: Arrays, fresh: Arrays, before: Network, now: Network) ->
         }
         for one in (before, now)
     )
-    return grow(arrays, fresh, old_axes, axes)
+    # What the old tasks had no heads for starts fresh.
+    return {**fresh, **grow(arrays, {name: fresh[name] for name in arrays}, old_axes, axes)}
 
 
 def _grow_table(arrays: Arrays, fresh: Arrays, growth: Growth, capacity: int) -> Arrays:
@@ -123,9 +124,11 @@ def _grow_table(arrays: Arrays, fresh: Arrays, growth: Growth, capacity: int) ->
     return grown
 
 
-def _grow_examples(arrays: Arrays, growth: Growth) -> Arrays:
+def _grow_examples(arrays: Arrays, fresh: Arrays, growth: Growth) -> Arrays:
+    late = arrays.get("late", np.zeros_like(arrays["logits"]))
     return {
         **arrays,
+        **({"late": growth.of_tasks(late, 1)} if "late" in fresh else {}),
         "ids": growth.of_ids(arrays["ids"]),
         "history": growth.of_kinds(arrays["history"], 1),
         "dense": growth.of_dense(arrays["dense"]),

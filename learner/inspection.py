@@ -55,7 +55,7 @@ class LastRows:
         """Keep what became known with this batch."""
         for task in range(len(self._kept)):
             now = np.flatnonzero(batch.known[:, task])[-self._n_rows :]
-            self._keep(task, _at(batch.rows, now), batch.labels[now, task])
+            self._keep(task, batch.rows.at(now), batch.labels[now, task])
             later = np.flatnonzero(batch.matured_known[:, task])[-self._n_rows :]
             self._keep(task, self._trainer.stored_rows(batch.matured_slot[later]), batch.matured_labels[later, task])
 
@@ -74,7 +74,7 @@ class LastRows:
             return None
         rows = Rows(*(np.concatenate([getattr(one, name) for one, _ in kept]) for name in _COLUMNS))
         last = slice(-self._n_rows, None)
-        return _at(rows, last), np.concatenate([labels for _, labels in kept])[last]
+        return rows.at(last), np.concatenate([labels for _, labels in kept])[last]
 
     def _keep(self, task: int, rows: Rows, labels: Float32s) -> None:
         if not len(labels):
@@ -157,7 +157,7 @@ def reliability(block: Block, n_points: int = 12) -> list[dict[str, Any]]:
 def _losses(trainer: Trainer, rows: Rows, labels: Float32s, task: int) -> Float64s:
     """Log-loss of each row, shape ``[N]``."""
     logits = np.concatenate(
-        [trainer.logits(_at(rows, slice(start, start + _CHUNK)))[:, task] for start in range(0, len(rows), _CHUNK)]
+        [trainer.logits(rows.at(slice(start, start + _CHUNK)))[:, task] for start in range(0, len(rows), _CHUNK)]
     )
     return np.logaddexp(0.0, np.where(labels > 0.5, -logits, logits).astype(np.float64))
 
@@ -182,7 +182,3 @@ def _shuffled(rows: Rows, schema: FeatureSchema, order: Int64s) -> Iterator[tupl
         dense[:, columns] = dense[order, columns]
         start += n_columns
         yield f"{name}, {'number' if name in numbers else 'counters'}", replace(rows, dense=dense)
-
-
-def _at(rows: Rows, places: Int64s | slice) -> Rows:
-    return Rows(rows.ids[places], rows.history[places], rows.dense[places], rows.log_q[places])

@@ -11,6 +11,7 @@ from contracts.batch import Barrier, Batch, Layout
 from contracts.records import Offsets
 from contracts.settings import Settings
 from contracts.shaping import differences_from
+from learner.gain import MultiTaskGain
 from learner.metrics import LearnerMetrics
 from learner.quarantine import NotFiniteError, Quarantine
 from learner.snapshot import Snapshot, SnapshotStore
@@ -31,6 +32,7 @@ class LearnerLoop:
     :param store: None: barriers only pass by (`evaluate`).
     :param published: told the offsets of every published snapshot, for lag tools, by the writer's thread.
     :param give_up: makes the stream end, where the store is no longer this process's.
+    :param pair: learns beside the trainer, to be compared and thrown away.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class LearnerLoop:
         published: Callable[[Offsets], None] = lambda _: None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         give_up: Callable[[], None] = lambda: None,
+        pair: MultiTaskGain | None = None,
     ) -> None:
         self._trainer = trainer
+        self._pair = pair
         self._metrics = metrics
         self._writer = (
             None if store is None else SnapshotWriter(settings, trainer, metrics, store, published, clock_ms, give_up)
@@ -72,7 +76,7 @@ class LearnerLoop:
 
     def _cut(self, barrier: Barrier, writer: SnapshotWriter | None) -> None:
         if not barrier.is_delta:
-            self._metrics.refresh(self._trainer, barrier.event_time_ms)
+            self._metrics.refresh(self._trainer, barrier.event_time_ms, self._pair)
         if writer is None:
             barrier.release()
         elif barrier.event_time_ms < 0 or self._holds(barrier.n_events):
@@ -111,7 +115,10 @@ class LearnerLoop:
     def _step(self, batch: Batch) -> None:
         started = time.perf_counter()
         self._trainer.step(batch)
-        self._metrics.stepped(self._trainer, batch, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if self._pair is not None:
+            self._pair.step(batch)
+        self._metrics.stepped(self._trainer, batch, seconds, self._pair)
         for task in self._trainer.drifted:
             log.warning("Drift: the prequential loss of `%s` has changed (now %.4f).", task, self._trainer.losses[task])
         if self._trainer.skipped is not None:

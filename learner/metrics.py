@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from contracts.batch import Batch
 from learner.evaluation import Quality
+from learner.gain import MultiTaskGain
 from learner.trainer import Trainer
 
 _TABLE = "ids"  # one table serves all fields
@@ -48,6 +49,9 @@ class LearnerMetrics:
         )
         self.auc = gauge("anabranch_prequential_auc", "Area under the ROC curve.", ("task", "window"))
         self.calibration = gauge("anabranch_calibration_ratio", "Predicted over actual positives.", ("task", "window"))
+        self.gain = gauge(
+            "anabranch_mtl_gain_ne", "NE of single-task nets minus that of the model, on a share of users.", ("task",)
+        )
         self.cosine = gauge(
             "anabranch_task_grad_cosine",
             "Cosine of two tasks' gradients where they meet; -1: full conflict.",
@@ -109,16 +113,16 @@ class LearnerMetrics:
             counter.inc(0)
             self._told[name] = total
 
-    def stepped(self, trainer: Trainer, batch: Batch, seconds: float) -> None:
-        """After a step."""
+    def stepped(self, trainer: Trainer, batch: Batch, seconds: float, pair: MultiTaskGain | None = None) -> None:
+        """After a step; ``pair``: that learned the batch beside."""
         self.batch_seconds.observe(seconds)
         for task in trainer.drifted:
             self.drift.labels(self._detector, task).inc()
         self._batches += 1
         if self._batches % _QUALITY_EVERY_BATCHES == 0:
-            self.refresh(trainer, batch.watermark_ms)
+            self.refresh(trainer, batch.watermark_ms, pair)
 
-    def refresh(self, trainer: Trainer, now_ms: int) -> None:
+    def refresh(self, trainer: Trainer, now_ms: int, pair: MultiTaskGain | None = None) -> None:
         """Bring the gauges up to date; adding up the windows costs more than a step should."""
         for counter, name, total in self._totals(trainer):
             counter.inc(total - self._told.get(name, 0.0))
@@ -135,6 +139,8 @@ class LearnerMetrics:
         self.bytes.labels(_TABLE).set(trainer.table.n_bytes)
         self.waiting.set(trainer.n_waiting_bytes)
         self._tell_quality(trainer.quality, now_ms)
+        for task, gain in (pair.ne(now_ms) if pair else {}).items():
+            self.gain.labels(task).set(gain)
 
     def _tell_quality(self, quality: Quality, now_ms: int) -> None:
         everything = {task: metrics["all"] for task, metrics in quality.report().items()}

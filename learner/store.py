@@ -17,9 +17,10 @@ class ExampleStore:
     """Columns indexed by slot. A late label trains on these features, never on today's (DESIGN §2).
 
     :param max_open: exposures that wait at a time; there are as many slots, and those of the labels of one batch.
+    :param keeps_late: which outcomes came behind a wait is kept until the window closes.
     """
 
-    def __init__(self, layout: Layout, max_open: int) -> None:
+    def __init__(self, layout: Layout, max_open: int, *, keeps_late: bool = False) -> None:
         self._max_open = max_open
         n_tasks = len(layout.tasks)
         self._columns: dict[str, NDArray[Any]] = {
@@ -32,6 +33,8 @@ class ExampleStore:
             "time_ms": np.zeros(_FIRST_SLOTS, np.int64),
             "list_id": np.zeros(_FIRST_SLOTS, np.int64),
         }
+        if keeps_late:
+            self._columns["late"] = np.zeros((_FIRST_SLOTS, n_tasks), np.float32)
         self._changed = np.zeros(_FIRST_SLOTS, np.bool_)  # slots since the last capture
         self._shadow = Shadow()
 
@@ -41,7 +44,13 @@ class ExampleStore:
         return array_bytes((*self._columns.values(), self._changed))
 
     def put(self, batch: Batch) -> None:
-        """Keep the batch's rows that have a slot."""
+        """Keep the batch's rows that have a slot, and which outcomes came late."""
+        self._put_rows(batch)
+        if "late" in self._columns:
+            np.maximum.at(self._columns["late"], batch.matured_slot, batch.matured_late.astype(np.float32))
+            self._changed[batch.matured_slot] = True
+
+    def _put_rows(self, batch: Batch) -> None:
         kept = np.flatnonzero(batch.slot >= 0)
         if not len(kept):
             return
@@ -58,6 +67,8 @@ class ExampleStore:
         ):
             self._columns[name][slot] = values[kept]
         self._columns["logits"][slot] = 0.0
+        if "late" in self._columns:
+            self._columns["late"][slot] = 0.0
         self._changed[slot] = True
         self._columns["truth"][slot] = np.nan if batch.truth is None else batch.truth[kept]
 
@@ -84,9 +95,14 @@ class ExampleStore:
         return Rows(columns["ids"][slot], columns["history"][slot], columns["dense"][slot], columns["log_q"][slot])
 
     def column(self, name: str, slot: Int64s) -> NDArray[Any]:
-        """``logits``, ``truth``, ``time_ms`` or ``list_id`` of these slots."""
+        """``logits``, ``truth``, ``ids``, ``time_ms`` or ``list_id`` of these slots."""
         values: NDArray[Any] = self._columns[name][slot]
         return values
+
+    def came_late(self, slot: Int64s) -> Bools:
+        """Which outcomes of these slots came behind a wait, shape ``[M, T]``; only where that is kept."""
+        late: Bools = self._columns["late"][slot] > 0
+        return late
 
     def save(self) -> dict[str, NDArray[Any]]:
         """All columns, valid until the next save or capture."""

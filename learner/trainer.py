@@ -17,7 +17,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from learner.balancing._base import Balancer
 from learner.balancing._cosine import task_gradient_cosines
 from learner.delay import DelayHead
 from learner.drift._base import DriftDetector
+from learner.elapsed import ElapsedSampling, late_share, weights
 from learner.embedding import EmbeddingTable
 from learner.evaluation import Quality
 from learner.losses import count_labels
@@ -41,6 +42,7 @@ from learner.objective import Objective
 from learner.quarantine import REASONS, NotFiniteError, require_finite
 from learner.regularise import Pull, with_dropout
 from learner.store import ExampleStore
+from learner.thinning import Thinning
 from learner.viewers import Viewers
 from learner.watchdog import Watchdog
 
@@ -102,13 +104,14 @@ class Trainer:
         self._n_steps, self._mean_rows = 0, 0.0
         self._seed, self._dropout = settings.seed, train.dropout
         self._clip_norm = train.clip_norm
-        self._store = ExampleStore(layout, settings.events.max_open)
+        self._store = ExampleStore(layout, settings.events.max_open, keeps_late=any(settings.es_dfm_tasks))
         self._balancer: Balancer = load("learner.balancing", train.balancing).Balancing(
             [task.weight for task in settings.tasks]
         )
-        self._objective = Objective(settings)
+        self._objective, self._thinning = Objective(settings), Thinning(settings)
         n_embeddings = len(layout.fields) + len(layout.event_types)
-        self._delay = DelayHead(settings, n_embeddings * self.network.embedding_width + len(layout.dense))
+        n_features = n_embeddings * self.network.embedding_width + len(layout.dense)
+        self._delay, self._elapsed = DelayHead(settings, n_features), ElapsedSampling(settings, n_features)
         self._pull = Pull(self.network, train)
         self._parameters = list(self.network.parameters())
         self._weights = _flatten(self._parameters)
@@ -133,20 +136,23 @@ class Trainer:
 
         :raises NotFiniteError: a score, the loss or a gradient; nothing but the balancing has changed.
         """
+        batch, n_left_out = self._thinning.thinned(batch, self._store)
         ranked = None if batch.ranking is None else self._rank(batch.ranking)
         at_once = batch.learn.any(1)
         raw = np.empty(batch.labels.shape, np.float32)
         waiting = np.flatnonzero(~at_once)
         if len(waiting):
-            residual = self._residual(_at(batch.rows, waiting))
+            residual = self._residual(batch.rows.at(waiting))
             raw[waiting] = self.readout.raw(self.readout.conditional(residual)).numpy()
 
         now, then = np.flatnonzero(at_once), np.flatnonzero(self._to_learn(batch))
-        rows = _joined(_at(batch.rows, now), self._store.rows(batch.matured_slot[then]))
+        rows = Rows.joined([batch.rows.at(now), self._store.rows(batch.matured_slot[then])])
         if not len(rows):
             require_finite("score", bool(np.isfinite(raw).all()), batch.rows.dense, self.layout)
             self._see(batch)
             self._take_scores(batch, raw, ranked)
+            if n_left_out.any():
+                self.base_rates.update(n_left_out, np.zeros_like(n_left_out))
             return
         labels = np.concatenate([batch.labels[now], batch.matured_labels[then]])
         learn = np.concatenate([batch.learn[now], batch.matured_learn[then]])
@@ -163,13 +169,19 @@ class Trainer:
         scored = bool(np.isfinite(raw).all() and np.isfinite(learned).all())
         require_finite("score", scored, np.concatenate([batch.rows.dense, rows.dense]), self.layout)
         late = self._delay.late(embedded, dense) if self._delay.is_used else None
+        behind = self._elapsed.predict(embedded, dense) if self._elapsed.is_used else None
         if self._dropout:  # scored as served, without; learned with
             residual = with_dropout(self.network, embedded, dense, self._seed + self._n_steps, viewers)
             conditional = self.readout.conditional(residual)
         counts, positives = count_labels(labels, learn)
         n_late = came_late.sum(0)
         losses = self._objective(
-            conditional, torch.from_numpy(labels), torch.from_numpy(learn), torch.from_numpy(final), late
+            conditional,
+            torch.from_numpy(labels),
+            torch.from_numpy(learn),
+            torch.from_numpy(final),
+            late,
+            weights(behind, torch.from_numpy(labels)) if behind else None,
         )
         if (self._n_steps + 1) % _LOOK_EVERY == 0:
             self._compare_gradients(losses, embedded)
@@ -190,7 +202,8 @@ class Trainer:
         if self._see(batch):
             ids, history = self.table.rows(rows)
         self._take_scores(batch, raw, ranked)
-        self.readout.calibrate(learned, labels, learn, None if late is None else late.numpy())
+        share = self._late_share(late, behind, torch.from_numpy(learned))
+        self.readout.calibrate(learned, labels, learn, None if share is None else share.numpy())
         self._descend(gradient, norm)
         self.table.update(ids, history, of_embedded, n_rows, self._pull.l1, self._pull.l2)
         self.n_learned += counts
@@ -198,10 +211,24 @@ class Trainer:
         self.n_late += n_late
         if late is not None:
             self._delay.learn(embedded.detach(), dense, late, learn & (labels > 0), came_late)
-        self.base_rates.update(counts, positives, n_late)
+        if behind:
+            was_late = np.concatenate(
+                [np.zeros_like(batch.known[now]), self._store.came_late(batch.matured_slot[then])]
+            )
+            self._elapsed.learn(embedded.detach(), dense, behind, labels > 0, was_late, final)
+        self.base_rates.update(counts + n_left_out, positives, n_late)
         self.table.decay(batch.watermark_ms)
         if self._n_steps % _WATCH_EVERY == 0:
             self.watchdog.look(self.quality.window(batch.watermark_ms), batch.watermark_ms)
+
+    def _late_share(
+        self, late: torch.Tensor | None, behind: dict[str, torch.Tensor] | None, raw: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Of the positives, shape ``[N, T]``, as a task's head or heads say; None where no task has any."""
+        if not behind:
+            return late
+        share = late_share(behind, raw)
+        return share if late is None else torch.where(self._delay.tasks, late, share)
 
     def _without_skipped(self, batch: Batch) -> Batch:
         """The batch without the labels of exposures that were skipped, or are older than their task."""
@@ -298,7 +325,7 @@ class Trainer:
         task = np.repeat(ranking.task, candidates)
         scores = np.concatenate(
             [
-                self._comparable(_at(ranking.rows, slice(start, start + _RANKING_CHUNK)))
+                self._comparable(ranking.rows.at(slice(start, start + _RANKING_CHUNK)))
                 for start in range(0, len(ranking.rows), _RANKING_CHUNK)
             ]
         )
@@ -340,7 +367,7 @@ class Trainer:
             "optimizer": {name: value.numpy().reshape(-1) for name, value in self._optimizer.moments.items()},
             "balancing": self._balancer.state(),
             **self.readout.save(),
-            "delay": self._delay.save(),
+            "delay": {**self._delay.save(), **self._elapsed.save()},
             "quality": quality_arrays,
         }
         small = {group: {name: array.copy() for name, array in arrays.items()} for group, arrays in small.items()}
@@ -379,6 +406,7 @@ class Trainer:
         self._balancer.restore(groups["balancing"])
         self.readout.load(groups)
         self._delay.load(groups["delay"])
+        self._elapsed.load(groups["delay"])
         self._store.load(groups["examples"])
         self.quality.restore(state["quality"], groups["quality"])
         for detector, saved in zip(self.detectors, state["detectors"], strict=True):
@@ -388,15 +416,6 @@ class Trainer:
         self.watchdog.restore(state["watchdog"])
         self.n_learned, self.n_positives = np.array(state["n_learned"]), np.array(state["n_positives"])
         self.n_late = np.array(state["n_late"])
-
-
-def _at(rows: Rows, places: Int64s | slice) -> Rows:
-    return Rows(rows.ids[places], rows.history[places], rows.dense[places], rows.log_q[places])
-
-
-def _joined(first: Rows, second: Rows) -> Rows:
-    pairs = ((getattr(first, one.name), getattr(second, one.name)) for one in fields(Rows))
-    return Rows(*(np.concatenate(pair) for pair in pairs))
 
 
 def _precision(name: str) -> torch.dtype:

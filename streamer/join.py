@@ -296,7 +296,7 @@ class Joiner:
     """
 
     def __init__(self, tasks: Sequence[Task], outcomes: Sequence[int], lateness_ms: int, max_open: int) -> None:
-        delayed = [index for index in outcomes if tasks[index].delay == "delay_head"]
+        delayed = [index for index in outcomes if tasks[index].hands_on_early]
         windows_ms = sorted(
             {tasks[index].window_ms for index in outcomes} | {tasks[index].wait_ms for index in delayed}
         )

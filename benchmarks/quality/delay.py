@@ -69,17 +69,22 @@ def shop(seed: int, n_events: int) -> ShopSimulator:
     )
 
 
+def ingested(path: Path, settings: Settings) -> tuple[list[Batch], Batch]:
+    """A log's batches, and what is left when it has ended."""
+    with FileSource(path) as source:
+        decoder = EventDecoder(settings, None, lambda: 1 << 52)
+        ingest = Ingest(settings, source, decoder, MemoryDeadLetters(), StreamMetrics(CollectorRegistry()))
+        # A batch's arrays are borrowed from the ingest: only a copy outlives the next one.
+        batches = [copy.deepcopy(cut) for cut in ingest.stream() if isinstance(cut, Batch)]
+        return batches, ingest.close_open_windows()
+
+
 class Stream:
     """:param path: the log; ``delay``: how the ingest hands on its labels."""
 
     def __init__(self, path: Path, delay: str) -> None:
         self.settings = settings_of(delay)
-        with FileSource(path) as source:
-            decoder = EventDecoder(self.settings, None, lambda: 1 << 52)
-            ingest = Ingest(self.settings, source, decoder, MemoryDeadLetters(), StreamMetrics(CollectorRegistry()))
-            # A batch's arrays are borrowed from the ingest: only a copy outlives the next one.
-            self.batches = [copy.deepcopy(cut) for cut in ingest.stream() if isinstance(cut, Batch)]
-            self.last = ingest.close_open_windows()
+        self.batches, self.last = ingested(path, self.settings)
 
 
 def final_labels(stream: Stream) -> list[Float32s]:
@@ -115,6 +120,7 @@ def ways(path: Path) -> Iterator[tuple[str, Settings, list[Batch]]]:
         yield name, stream.settings, stream.batches
         calibrated = settings_of(stream.settings.tasks[0].delay, calibration=True)
         yield f"{name}, calibrated online", calibrated, stream.batches
+    yield f"es_dfm, wait {_WAIT}", settings_of("es_dfm"), head.batches
 
 
 def measured(settings: Settings, batches: list[Batch]) -> tuple[float, float]:

@@ -67,7 +67,7 @@ class _Scorer(ABC):
         for task in np.unique(ranking.task).tolist():
             groups = np.flatnonzero(ranking.task == task)
             rows = (groups[:, None] * _CANDIDATES + np.arange(_CANDIDATES)).reshape(-1)
-            scores = self.scores(_chosen(ranking.rows, rows), task).reshape(-1, _CANDIDATES)
+            scores = self.scores(ranking.rows.at(rows), task).reshape(-1, _CANDIDATES)
             self._quality[task].update(scores, ranking.tie_breaks[groups])
 
     def metrics(self) -> list[Metrics]:
@@ -180,7 +180,3 @@ def _slowest(layout: Layout, prefix: str) -> Int64s:
 def _features(rows: Rows, n: int) -> dict[str, float]:
     found = {f"{field}={value:x}": 1.0 for field, value in enumerate(rows.ids[n].tolist())}
     return found | {f"b{place}": value for place, value in enumerate(rows.dense[n].tolist()) if value}
-
-
-def _chosen(rows: Rows, chosen: Int64s) -> Rows:
-    return Rows(rows.ids[chosen], rows.history[chosen], rows.dense[chosen], rows.log_q[chosen])

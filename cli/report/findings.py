@@ -44,6 +44,8 @@ class Findings:
     curves: dict[str, list[CurvePoint]]
     reliability: dict[str, list[dict[str, Any]]]
     gates: Gates | None
+    field_gates: dict[str, float]
+    """By id field and history, the factor's size; empty without ``model.field_gates``."""
     importances: dict[str, list[Importance]]
     n_inspected: dict[str, int]
     """Examples that importances are of."""
@@ -68,6 +70,7 @@ def find(log: str, settings: Settings, assembly: Assembly, last_rows: LastRows, 
             task: reliability(trainer.quality.block(column, last_half=True)) for column, task in enumerate(tasks)
         },
         gates=Gates(use[0], use[1], use[2].tolist()) if use else None,
+        field_gates=trainer.network.field_weights(),
         importances={
             task: importances(trainer, schema, tasks.index(task), rows, labels, seed=settings.seed)
             for task, (rows, labels) in kept.items()

@@ -174,6 +174,10 @@ def _importances(found: Findings) -> Section:
         for task, ones in told.items()
         for one in ones[:_FIELDS_TOLD]
     ]
+    tables = [Table(["task", "field", "NE lost", "±"], rows, (0, 1), folded="As a table")] if rows else []
+    if found.field_gates:
+        ranked = sorted(found.field_gates.items(), key=lambda one: -one[1])
+        tables.append(Table(["embedding", "gate, 1 at first"], [[name, f"{gate:.3f}"] for name, gate in ranked]))
     counts = ", ".join(f"{task} {_count(n)}" for task, n in found.n_inspected.items())
     return Section(
         "fields",
@@ -182,7 +186,7 @@ def _importances(found: Findings) -> Section:
         f"shuffled among them ({counts or 'none'}), ± two standard errors. Fields that say the same cover for each "
         "other." + _too_few([task for task in tasks if task not in told]),
         [plots.importances(ones, task, tasks.index(task)) for task, ones in told.items()],
-        [Table(["task", "field", "NE lost", "±"], rows, (0, 1), folded="As a table")] if rows else [],
+        tables,
     )
 
 

@@ -40,7 +40,8 @@ class Readout:
         self.base_rates = BaseRates(n_tasks)
         self.platt = OnlinePlatt(n_tasks)
         self._n_positives = np.zeros(n_tasks, np.int64)
-        self._immediate, self._delayed = settings.immediate_tasks, settings.delay_head_tasks
+        self._immediate = settings.immediate_tasks
+        self._delayed = np.array(settings.delay_head_tasks) | np.array(settings.es_dfm_tasks)
         self._sampled = np.array(settings.sampled_tasks, np.bool_)
         self._calibrates = settings.train.calibration
         self.calibrated: list[int] = np.flatnonzero(~self._sampled & self._calibrates).tolist()
@@ -58,7 +59,7 @@ class Readout:
         return capped(self.platt.logits(raw), self.parents) if self.calibrated else raw
 
     def calibrate(self, raw: Float32s, labels: Float32s, learn: Bools, late: Float32s | None = None) -> None:
-        """Learn from a batch's labels, shapes ``[N, T]``; ``late``: what the delay head says, if a task has one."""
+        """Learn from a batch's labels, shapes ``[N, T]``; ``late``: share of late positives, where a task waits."""
         for task in self.calibrated:
             rows = learn[:, task]
             self._n_positives[task] += np.count_nonzero(labels[rows, task])

@@ -28,6 +28,7 @@ SMALL = {
     "ANABRANCH__FEATURES__PAIRS": "1024",
     "ANABRANCH__FEATURES__VALUES": "1024",
     "ANABRANCH__EMBEDDING__MAX_MIB": "1",
+    "ANABRANCH__MODEL__FIELD_GATES": "true",
 }
 SHOP = SimulatorSettings(
     events=3_000,
@@ -114,6 +115,11 @@ def test_every_section_is_there_with_its_plots_and_tables(page):
     assert "shared_bottom+model.expert_layers=[16, 8]" in page.text["comparison"]
     assert "expert 4" in page.text["experts"]
     assert re.search(r"item\.price, number", page.text["fields"])
+    gates = page.text["fields"].partition("gate, 1 at first")[2]
+    assert all(re.search(rf"{name}\d\.\d{{3}}", gates) for name in ("user_id", "item_id", "history click"))
+    sizes = [float(one) for one in re.findall(r"\d\.\d{3}", gates)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 1 > sizes[-1], "they have learned"
 
 
 def test_names_from_the_log_are_text_wherever_they_stand(page):

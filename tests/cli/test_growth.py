@@ -151,9 +151,11 @@ def rows_of(groups):
     ],
 )
 def test_what_was_learned_says_the_same_with_more_tasks_and_fields_around_it(model, more_tasks, events, tmp_path):
-    old = settings_with([VIEW, {**CLICK, "delay": "delay_head", "wait": "3s"}], OLD_FIELDS, model)
+    delay = "es_dfm" if model["name"] == "ple" else "delay_head"
+    old = settings_with([VIEW, {**CLICK, "delay": delay, "wait": "3s"}], OLD_FIELDS, model)
     snapshot = learned_half(old, events, tmp_path)
-    tasks = [VIEW, {"name": "purchase"}, old.shaping()["tasks"][1]] if more_tasks else old.shaping()["tasks"]
+    added = {"name": "purchase", "delay": "es_dfm" if model["name"] == "mmoe" else "fnc_in_loss"}
+    tasks = [VIEW, added, old.shaping()["tasks"][1]] if more_tasks else old.shaping()["tasks"]
     new = settings_with(tasks, NEW_FIELDS, model)
     grown = take_up(snapshot, new, trainer_of(new))
     growth = Growth(FeatureSchema.of(old), FeatureSchema.of(new))

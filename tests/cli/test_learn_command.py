@@ -88,7 +88,7 @@ def error_of(process):
     return error.strip().splitlines()[-1]
 
 
-def learned(file, topic="events"):
+def learned(file, topic="events", registry=None):
     """A snapshot under the file's settings."""
     settings = load_settings(file)
     events = list(ShopSimulator(SimulatorSettings(events=200, n_users=100, n_items=100)).events())
@@ -96,7 +96,7 @@ def learned(file, topic="events"):
     with SnapshotStore(Path(settings.snapshot.directory)) as store:
         source = MemorySource({(topic, 0): records})
         decoder = EventDecoder(settings, None, lambda: events[-1].ts_ms)
-        assemble(settings, source, decoder, MemoryDeadLetters(), CollectorRegistry(), store=store).run()
+        assemble(settings, source, decoder, MemoryDeadLetters(), registry or CollectorRegistry(), store=store).run()
     return settings
 
 
@@ -226,6 +226,15 @@ def test_options_that_cannot_be_used_are_told_before_anything_starts(options, to
     assert (result.exit_code, type(result.exception)) == (1, SystemExit)
     assert told in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_with_a_share_of_users_prometheus_hears_what_the_tasks_gain(tmp_path):
+    for share in (0.0, 1.0):
+        registry = CollectorRegistry()
+        file = settings_file(tmp_path, topic=f"share-{share}", more=f"evaluation = {{ shadow_share = {share} }}")
+        learned(file, registry=registry)
+        gain = registry.get_sample_value("anabranch_mtl_gain_ne", {"task": "content_view"})
+        assert (gain is not None) == (share > 0)
 
 
 def test_a_port_for_metrics_that_is_taken_is_named(tmp_path):

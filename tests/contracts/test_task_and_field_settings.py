@@ -5,9 +5,9 @@ import pytest
 from contracts.settings import FieldSpec, Settings
 
 
-@pytest.mark.parametrize("wait", ["0s", "30m", "2h"])
-def test_a_delay_head_waits_shorter_than_its_window(wait: str) -> None:
-    task = {"name": "click", "window": "30m", "delay": "delay_head", "wait": wait}
+@pytest.mark.parametrize(("delay", "wait"), [("delay_head", "0s"), ("delay_head", "30m"), ("es_dfm", "2h")])
+def test_a_task_that_hands_on_early_waits_shorter_than_its_window(delay: str, wait: str) -> None:
+    task = {"name": "click", "window": "30m", "delay": delay, "wait": wait}
     with pytest.raises(ValueError, match=r"longer than 0 ms and shorter than its window; found \d+ ms of 1800000 ms"):
         Settings.model_validate({"tasks": [task]})
     Settings.model_validate({"tasks": [{**task, "delay": "wait"}]})
@@ -17,6 +17,13 @@ def test_only_an_outcome_has_a_delay_head() -> None:
     tasks = [{"name": name, "delay": "delay_head"} for name in ("content_view", "click")]
     assert Settings.model_validate({"tasks": tasks}).delay_head_tasks == (False, True)
     assert Settings.model_validate({"tasks": tasks, "mode": "implicit"}).delay_head_tasks == (False, False)
+
+
+@pytest.mark.parametrize("more", [{"positive_weight": 2.0}, {"focal_gamma": 1.0}])
+def test_es_dfm_takes_no_other_weights(more: dict[str, float]) -> None:
+    task = {"name": "click", "delay": "es_dfm", **more}
+    with pytest.raises(ValueError, match="es_dfm weighs examples by itself"):
+        Settings.model_validate({"tasks": [task]})
 
 
 def test_a_field_takes_as_many_ids_as_it_has_slots() -> None:

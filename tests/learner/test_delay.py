@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from learner.calibration import OnlinePlatt
 from learner.delay import DelayHead, delayed_logits
+from learner.elapsed import ElapsedSampling, late_share, weights
 from learner.losses import immediate_logits
 from learner.metrics import LearnerMetrics
 from learner.trainer import Trainer
@@ -56,10 +57,33 @@ def test_the_head_learns_which_outcomes_come_late(make_settings) -> None:
     torch.testing.assert_close(head.late(torch.zeros(3, 0, 4), probe), expected, atol=0.06, rtol=0)
 
 
-@pytest.fixture
-def delayed_stream(make_settings, layout_of, make_batch):
+def test_weighed_by_es_dfm_the_stream_fits_the_true_probability_best() -> None:
+    """p = 0.3, of which 40 % come late: f_dp = 0.12, and 0.12 of the 0.82 exposures without an outcome are fake."""
+    said = {"late": torch.full((2, 1), 0.12), "fake": torch.full((2, 1), 0.12 / 0.82)}
+    positive, negative = weights(said, torch.tensor([[1.0], [0.0]])).squeeze(1)
+    assert (0.3 * positive / (0.3 * positive + 0.82 * negative)).item() == pytest.approx(0.3, abs=1e-6)
+    assert late_share(said, torch.full((1, 1), 0.3).logit())[0].item() == pytest.approx(0.4, abs=1e-6)
+
+
+def test_the_weights_of_es_dfm_come_from_closed_windows_alone(make_settings) -> None:
+    """Half of the examples have an outcome, at a rate that x tells it comes late; four of five windows are closed."""
+    elapsed, rng = ElapsedSampling(make_settings(tasks=tasks("es_dfm")), 1), np.random.default_rng(0)
+    for _ in range(1500):
+        dense = torch.from_numpy(rng.choice([-1.0, 1.0], (N, 1)).astype(np.float32))
+        embedded, bought = torch.zeros(N, 0, 4), rng.random((N, 1)) < 0.5
+        late = bought & (rng.random((N, 1)) < np.where(dense.numpy() > 0, 0.8, 0.2))
+        final = rng.random((N, 1)) < 0.8
+        # What is not final yet looks as if nothing came late.
+        elapsed.learn(embedded, dense, elapsed.predict(embedded, dense), bought, late & final, final)
+    said = elapsed.predict(torch.zeros(2, 0, 4), torch.tensor([[1.0], [-1.0]]))
+    assert said["late"].squeeze(1).tolist() == pytest.approx([0.4, 0.1], abs=0.03)
+    assert said["fake"].squeeze(1).tolist() == pytest.approx([0.4 / 0.9, 0.1 / 0.6], abs=0.03)
+
+
+@pytest.fixture(params=["delay_head", "es_dfm"])
+def delayed_stream(request, make_settings, layout_of, make_batch):
     """Examples learned one batch after their exposure, outcomes of the second kind of item two batches later still."""
-    settings = make_settings(tasks=tasks(), model={"expert_layers": (32, 16), "tower": 16})
+    settings = make_settings(tasks=tasks(request.param), model={"expert_layers": (32, 16), "tower": 16})
     layout, rng = layout_of(settings), np.random.default_rng(0)
     nothing = np.zeros((N, 1), np.bool_)
     shown, batches = [], []
@@ -97,7 +121,7 @@ def delayed_stream(make_settings, layout_of, make_batch):
     return settings, layout, batches
 
 
-def test_with_a_delay_head_the_probabilities_are_those_of_the_final_labels(delayed_stream) -> None:
+def test_behind_a_wait_the_probabilities_are_those_of_the_final_labels(delayed_stream) -> None:
     settings, layout, batches = delayed_stream
     trainer = Trainer(settings, layout)
     for batch in batches:
@@ -117,7 +141,7 @@ def test_with_a_delay_head_the_probabilities_are_those_of_the_final_labels(delay
     assert late / positives == pytest.approx(0.63, abs=0.05)
 
 
-def test_with_a_delay_head_a_resumed_run_learns_the_same(delayed_stream, assert_same) -> None:
+def test_behind_a_wait_a_resumed_run_learns_the_same(delayed_stream, assert_same) -> None:
     settings, layout, batches = delayed_stream
     straight = Trainer(settings, layout)
     for batch in batches[:12]:

@@ -332,6 +332,7 @@ FUNNEL = [
         {"tasks": FUNNEL, "train": {"inverse_propensity": 0.1, "calibration": True}},
         {"train": {"calibration": True}},
         {"tasks": [{**task, "positive_weight": 2.0, "focal_gamma": 1.0} for task in FUNNEL]},
+        {"tasks": [{**task, "delay": "es_dfm"} for task in FUNNEL], "train": {"calibration": True}},
         {"train": {"l1": 1e-4, "l2": 1e-3, "dropout": 0.3}},
         {"model": {"name": "ple"}, "train": {"dropout": 0.3}},
         {"embedding": {"accumulator_half_life": "20s"}},

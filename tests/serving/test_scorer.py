@@ -1,5 +1,6 @@
 """The scorer: what it gives is what the model says, and what the learner would have said."""
 
+from collections import Counter
 from itertools import pairwise
 
 import msgspec
@@ -127,6 +128,20 @@ def test_the_level_of_fallback_says_what_was_known(scorer, events, now_ms, user,
     chosen = {"user_id": users[-1] if user == "known" else "nobody", "items": [items[0] if item == "known" else "no"]}
     for _ in range(2):  # asking makes nobody known
         assert scorer.score(request(**chosen), "r", now_ms).fallback == level
+
+
+def test_a_user_never_seen_gets_scores_by_popularity_and_by_content(scorer, events, now_ms) -> None:
+    """Whether content is worth it, `python -m benchmarks.quality.cold` measures."""
+    views = Counter(event.item_id for event in events[:N_LEARNED] if event.type == "content_view")
+    items = [item for item, _ in views.most_common()]
+    categories = sorted({event.item["category"] for event in events[:N_LEARNED]})
+    new = [{"item_id": "new", "item": {"category": name}} for name in categories]
+
+    def viewed(chosen):
+        return probabilities(scorer.score(request(user_id="nobody", items=chosen), "r", now_ms))[:, 0]
+
+    assert np.median(viewed(items[:20])) > np.median(viewed(items[-20:])) + 0.05
+    assert len(np.unique(viewed(new))) == len(new) > 5
 
 
 def test_no_items_give_no_scores(scorer, now_ms) -> None:

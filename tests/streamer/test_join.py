@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
@@ -37,10 +38,10 @@ class Driven(Joiner):
         return {LABELLED: "labelled", LATE: "late", ORPHAN: "orphan"}[int(found)]
 
 
-def _joiner(lateness_ms: int = 0, max_open: int = 1000) -> Driven:
+def _joiner(lateness_ms: int = 0, max_open: int = 1000, delays: tuple[str, ...] = DELAYS) -> Driven:
     tasks = [
         Task.model_validate({"name": f"t{n}", "window": f"{window_ms}ms", "delay": delay, "wait": f"{WAIT_MS}ms"})
-        for n, (window_ms, delay) in enumerate(zip(WINDOWS_MS, DELAYS, strict=True))
+        for n, (window_ms, delay) in enumerate(zip(WINDOWS_MS, delays, strict=True))
     ]
     return Driven(tasks, OUTCOMES, lateness_ms, max_open)
 
@@ -207,8 +208,9 @@ def test_a_label_is_learned_once_at_its_outcome_or_at_the_end_of_its_window() ->
     ]
 
 
-def test_behind_a_delay_heads_wait_an_outcome_is_one_positive_more_and_before_it_the_examples_label() -> None:
-    joiner = _joiner()
+@pytest.mark.parametrize("delay", ["delay_head", "es_dfm"])
+def test_behind_a_wait_an_outcome_is_one_positive_more_and_before_it_the_examples_label(delay: str) -> None:
+    joiner = _joiner(delays=(*DELAYS[:-1], delay))
     early, late = joiner.expose(P0, 100, USER, 2, 0), joiner.expose(P0, 100, USER, 3, 0)
     joiner.label(CART, 104, USER, 2, 0)
     assert _taken(joiner) == []
