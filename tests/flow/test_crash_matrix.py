@@ -193,6 +193,8 @@ def test_two_hundred_kills_every_point_of_a_publish_among_them(driver, straight,
         print(f"{n_points + n_random} kills in all; the end state was the same bit for bit each time")
 
 
+@pytest.mark.matrix  # on Apache Kafka, with fewer kills, it is run always: test_sigkill.py
+@pytest.mark.timeout(600)
 def test_over_four_partitions_no_event_is_learned_twice_or_missed(
     driver, straight, topic, tmp_path, make, produce, stream_of
 ):
