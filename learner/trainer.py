@@ -205,6 +205,7 @@ class Trainer:
         share = self._late_share(late, behind, torch.from_numpy(learned))
         self.readout.calibrate(learned, labels, learn, None if share is None else share.numpy())
         self._descend(gradient, norm)
+        self.network.spread.observe(dense)
         self.table.update(ids, history, of_embedded, n_rows, self._pull.l1, self._pull.l2)
         self.n_learned += counts
         self.n_positives += positives

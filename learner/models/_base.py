@@ -21,6 +21,9 @@ from learner.models._blocks import ExpertDropout, ParallelMlp
 from learner.viewers import Sides, Viewers
 
 
+_LEAST_VARIANCE = 1e-2
+
+
 class Shape(NamedTuple):
     """Sizes that an architecture is built for."""
 
@@ -49,6 +52,39 @@ class Gated(Protocol):
 
     def gates(self, embeddings: Tensor, dense: Tensor) -> Tensor:
         """Weights, shape ``[T, G, N]``, that sum to 1 over G."""
+
+
+class Spread(nn.Module):
+    """Each dense feature over its running standard deviation, so that one rate of learning suits them all.
+
+    Nothing is subtracted: a counter that counted nothing stays 0. What is rare is raised ten times at most. Mean and
+    variance are of all rows, and of the last million in time (Welford 1962, in batches as Chan et al. 1979); they begin as
+    if a thousand rows had had a variance of 1.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, n_dense: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_dense))
+        self.register_buffer("variance", torch.ones(n_dense))
+        self.register_buffer("count", torch.tensor(1e3))
+
+    def observe(self, dense: Tensor) -> None:
+        """Take in rows, shape ``[N, D]``."""
+        count = torch.clamp(self.count + len(dense), max=1e6)
+        share = len(dense) / count
+        variance, mean = torch.var_mean(dense, 0, correction=0)
+        step = mean - self.mean
+        self.variance += share * (variance - self.variance + (1 - share) * step.square())
+        self.mean += share * step
+        self.count.copy_(count)
+
+    def forward(self, dense: Tensor) -> Tensor:
+        """Shape ``[N, D]`` to the same."""
+        return dense * self.variance.clamp(min=_LEAST_VARIANCE).rsqrt()
 
 
 class Network(nn.Module):
@@ -88,6 +124,7 @@ class Network(nn.Module):
         nn.init.zeros_(self.wide.weight)
         if self.common is not None:
             nn.init.zeros_(self.common.weight)
+        self.spread = Spread(len(layout.dense))
         for part in self.deep.modules():
             if isinstance(part, ParallelMlp):
                 part.precision = precision
@@ -112,6 +149,9 @@ class Network(nn.Module):
             "wide.weight": (tasks, dense),
             "common.weight": (None, dense),
             "gates": (Axis(self.names.embedded),),
+            "spread.mean": (dense,),
+            "spread.variance": (dense,),
+            "spread.count": (),
         }
 
     def forward(self, embeddings: Tensor, dense: Tensor, viewers: Viewers | None = None) -> Tensor:
@@ -122,7 +162,7 @@ class Network(nn.Module):
         :param viewers: of these rows, which the deep part then computes once each.
         :returns: shape ``[N, T]``.
         """
-        embeddings = self._weighted(embeddings)
+        embeddings, dense = self._weighted(embeddings), self.spread(dense)
         wide = self.wide.weight if self.common is None else self.wide.weight + self.common.weight
         logits: Tensor = torch.addmm(self.deep(embeddings, dense, viewers), dense, wide.t())
         return logits
@@ -140,7 +180,7 @@ class Network(nn.Module):
 
     def expert_weights(self, embeddings: Tensor, dense: Tensor) -> Tensor | None:
         """How each task weighs the experts for these rows, shape ``[T, G, N]``; None where it weighs none."""
-        return None if self.gated is None else self.gated.gates(self._weighted(embeddings), dense)
+        return None if self.gated is None else self.gated.gates(self._weighted(embeddings), self.spread(dense))
 
     def _weighted(self, embeddings: Tensor) -> Tensor:
         return embeddings if self.gates is None else embeddings * self.gates[:, None]
