@@ -131,8 +131,8 @@ def soak(
                 if process.poll() is not None:
                     raise RuntimeError(f"`learn` ended with {process.returncode}:\n{log.read_text()[-3000:]}")
                 told = _metrics(port)
-                # Not the newest event's time: a snapshot tells that before anything was read.
-                if told.get("anabranch_events_consumed_total"):
+                # Not the newest event's time: a snapshot tells that before the topic is read.
+                if "anabranch_consumer_lag_messages" in told:
                     now = time.monotonic()
                     born = born or now
                     values = _held(process.pid, snapshots) | _quality(told)

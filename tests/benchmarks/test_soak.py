@@ -74,7 +74,7 @@ def filled(embedded_broker, topic):
 def test_a_learner_that_is_killed_and_goes_on_holds_no_more_than_before_and_one_that_leaks_is_found(
     embedded_broker, filled, tmp_path
 ):
-    quick = {"look_seconds": 0.25, "every_seconds": 1.0, "delta_seconds": 0.3, "session_timeout": "6s"}
+    quick = {"look_seconds": 0.25, "every_seconds": 1.0, "delta_seconds": 0.3, "session_timeout": "1s"}
     found = {}
     for name, command, lives in (
         ("good", None, [(3.0, signal.SIGKILL), (6.0, signal.SIGTERM)]),
