@@ -20,8 +20,7 @@ from learner.models._axes import Axes, Axis, Names
 from learner.models._blocks import ExpertDropout, ParallelMlp
 from learner.viewers import Sides, Viewers
 
-
-_LEAST_VARIANCE = 1e-2
+_LEAST_VARIANCE, _MOST = 1e-2, 100.0
 
 
 class Shape(NamedTuple):
@@ -58,8 +57,8 @@ class Spread(nn.Module):
     """Each dense feature over its running standard deviation, so that one rate of learning suits them all.
 
     Nothing is subtracted: a counter that counted nothing stays 0. What is rare is raised ten times at most. Mean and
-    variance are of all rows, and of the last million in time (Welford 1962, in batches as Chan et al. 1979); they begin as
-    if a thousand rows had had a variance of 1.
+    variance are of all rows, and of the last million in time (Welford 1962, in batches as Chan et al. 1979); they begin
+    as if a thousand rows had had a variance of 1.
     """
 
     mean: Tensor
@@ -73,8 +72,8 @@ class Spread(nn.Module):
         self.register_buffer("count", torch.tensor(1e3))
 
     def observe(self, dense: Tensor) -> None:
-        """Take in rows, shape ``[N, D]``."""
-        count = torch.clamp(self.count + len(dense), max=1e6)
+        """Take in rows, shape ``[N, D]``; beyond ±100 a number counts as that."""
+        dense, count = dense.clamp(-_MOST, _MOST), torch.clamp(self.count + len(dense), max=1e6)
         share = len(dense) / count
         variance, mean = torch.var_mean(dense, 0, correction=0)
         step = mean - self.mean

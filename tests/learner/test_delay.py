@@ -89,8 +89,8 @@ def delayed_stream(request, make_settings, layout_of, make_batch):
     shown, batches = [], []
     for index in range(300):
         batch = make_batch(layout, N, rng, index)
-        batch.rows.dense[:] = 0
         kind = batch.rows.ids[:, 1:2] % 2 == 0
+        batch.rows.dense[:] = kind
         bought = rng.random((N, 1)) < np.where(kind, 0.5, 0.2)
         late = bought & (rng.random((N, 1)) < np.where(kind, 0.8, 0.2))
         shown.append((index % 4 * N + np.arange(N), bought, late))

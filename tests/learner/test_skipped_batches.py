@@ -18,15 +18,17 @@ from learner.trainer import Trainer
 
 
 def poisoned(batch, reason, layout):
-    """The batch with one bad row of its own that is learned at once, so that this is what is not finite."""
+    """The batch with bad rows of its own that are learned at once, so that this is what is not finite."""
     dense, labels = batch.rows.dense.copy(), batch.labels.copy()
-    row = int(np.flatnonzero(batch.learn.any(1))[0])
+    row, other = np.flatnonzero(batch.learn.any(1))[:2].tolist()
     if reason == "score":
         dense[row, 2] = np.nan
     elif reason == "loss":
         labels[row, np.flatnonzero(batch.learn[row])[0]] = np.inf
     else:
-        dense[row, 2] = 1e30
+        # Whatever the column's weight, one of two negatives is taken for a positive.
+        dense[[row, other], 2] = 1e30, -1e30
+        labels[[row, other]] = 0.0
     return replace(batch, rows=replace(batch.rows, dense=dense), labels=labels)
 
 

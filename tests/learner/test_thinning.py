@@ -62,7 +62,7 @@ def test_a_tenth_of_the_negatives_teaches_the_same_probabilities(make_settings, 
     layout = layout_of(settings)
     trainer = Trainer(settings, layout)
     n_shown = 0
-    for batch in stream_of(layout, make_batch, delay, 240):
+    for batch in stream_of(layout, make_batch, delay, 480):
         n_shown += len(batch.rows)
         trainer.step(batch)
     report = trainer.quality.report()["click"]
