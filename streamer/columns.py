@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from typing import Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -28,7 +29,7 @@ class Part(BaseModel):
 
 
 class Column(Part):
-    """Where a value comes from: exactly one of the four. In TOML plain text is a column and a list is a join."""
+    """Where a value comes from: exactly one of the five. In TOML plain text is a column and a list is a join."""
 
     column: str = ""
     """A column's name, or a dotted path into nested JSON."""
@@ -36,6 +37,8 @@ class Column(Part):
     """Several columns, their values joined by ``|``: a key made of parts."""
     any: tuple[str, ...] = ()
     """Names that the column goes by in different editions of a log: the first that is there."""
+    sum: str = ""
+    """A pattern of names (`affinity_*`): the sum of the numbers in all columns that fit it."""
     constant: str | int | float | bool | None = None
     kind: Literal["as_is", "text", "numeric"] = "as_is"
     """Of an attribute: ``numeric`` reads numbers out of text, ``text`` makes labels of numbers."""
@@ -49,12 +52,15 @@ class Column(Part):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if sum([bool(self.column), bool(self.join), bool(self.any), self.constant is not None]) != 1:
-            raise ValueError("name exactly one of `column`, `join`, `any` and `constant`")
+        origins = (self.column, self.join, self.any, self.sum, self.constant is not None)
+        if len([origin for origin in origins if origin]) != 1:
+            raise ValueError("name exactly one of `column`, `join`, `any`, `sum` and `constant`")
         return self
 
     def __str__(self) -> str:
-        return self.column or " + ".join(self.join) or " or ".join(self.any) or f"constant {self.constant!r}"
+        return (
+            self.column or " + ".join(self.join) or " or ".join(self.any) or self.sum or f"constant {self.constant!r}"
+        )
 
     def reader(self) -> Read:
         """A function of a row: the value, None where it is missing or empty."""
@@ -64,7 +70,14 @@ class Column(Part):
             return _joined([path_reader(name) for name in self.join])
         if self.any:
             return _first([path_reader(name) for name in self.any])
+        if self.sum:
+            return self._sum
         return path_reader(self.column)
+
+    def _sum(self, row: Row) -> float | None:
+        found = [numeric(self, value) for name, value in row.items() if value != "" and fnmatchcase(name, self.sum)]
+        numbers = [number for number in found if number is not None]
+        return math.fsum(numbers) if numbers else None
 
 
 class Time(Column):
