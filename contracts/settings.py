@@ -267,10 +267,11 @@ class FeatureSettings(_Section):
         default=(10 * MINUTE, 6 * HOUR, 14 * DAY), alias="half_lives", min_length=1, max_length=6
     )
     """Every counter decays with each of these; together they tell trend, recency and habit."""
-    trail: int = Field(default=8, ge=0, le=64)
-    """Items that a user chose last, of any type, whose co-visitation with a candidate is a feature; 0: none."""
+    trail: int = Field(default=16, ge=0, le=64)
+    """Items that a user chose last, and values of the first item fields, of any type, whose co-visitation with those of
+    a candidate is a feature; 0: none."""
     covisits: int = Field(default=1 << 20, ge=1024)
-    """Counters of item × item; rounded up to a power of two."""
+    """Counters of item × item and value × value; rounded up to a power of two."""
     covisit_half_life_ms: DurationMs = Field(default=60 * DAY, alias="covisit_half_life")
     interests: int = Field(default=2, ge=0, le=4)
     """The first so many categorical item fields get user × value counters and a popularity of their own."""
@@ -340,7 +341,7 @@ class EmbeddingSettings(_Section):
 class TrainSettings(_Section):
     """The step."""
 
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
     clip_norm: float = Field(default=10.0, gt=0)
     balancing: str = "fixed"
     inverse_propensity: float = Field(default=0.0, ge=0)

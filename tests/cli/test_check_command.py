@@ -56,9 +56,9 @@ def test_the_memory_is_shown_part_by_part_with_its_sum_and_cap(tmp_path: Path) -
     shown = check().output
     for part, value, each, mib in (
         ("embedding.max_mib", "256 MiB", "", "259.8"),
-        ("features.users", "200,000", "308", "58.8"),
-        ("events.max_open", "2,000,000", "593", "1,130.5"),
-        ("memory.max_mib", "none", "", "1,798.3"),
+        ("features.users", "200,000", "372", "71.0"),
+        ("events.max_open", "2,000,000", "601", "1,145.8"),
+        ("memory.max_mib", "none", "", "1,825.8"),
     ):
         [row] = [line for line in shown.splitlines() if part in line]
         assert [cell.strip() for cell in row.split("│")[2:6]] == [part, value, each, mib]

@@ -236,7 +236,7 @@ def _trailing(chosen: list[tuple[int, int]], user: int) -> list[int]:
     for by, one in chosen:
         if by == user and trail[:1] != [one]:
             trail = [one, *(other for other in trail if other != one)]
-    return trail[:8]
+    return trail[: Settings().features.trail]
 
 
 def _chosen_together(chosen: list[tuple[int, int]]) -> Counter[frozenset[int]]:

@@ -96,7 +96,11 @@ def test_the_served_model_does_not_notice_and_prometheus_hears_of_each_task(
 
 def test_a_task_with_few_labels_gains_from_others_of_the_same_cause(make_settings, layout_of, make_batch) -> None:
     """Purchases depend on the item as clicks and views do, and one row in sixteen tells of them."""
-    settings = make_settings(evaluation={"shadow_share": 1.0}, embedding={"max_mib": 1.0, "learning_rate": 0.1})
+    settings = make_settings(
+        evaluation={"shadow_share": 1.0},
+        embedding={"max_mib": 1.0, "learning_rate": 0.1},
+        train={"learning_rate": 0.001},
+    )
     layout, rng = layout_of(settings), np.random.default_rng(0)
     pair = MultiTaskGain(settings, layout)
     for index in range(120):

@@ -431,7 +431,7 @@ def test_what_is_served_is_the_learners_own_along_a_calibrated_funnel(
 def test_learning_a_funnel_finds_the_true_probabilities(make_settings, layout_of, make_batch) -> None:
     settings = make_settings(
         tasks=[{**task, "delay": "wait"} for task in FUNNEL],
-        train={"inverse_propensity": 0.1},
+        train={"inverse_propensity": 0.1, "learning_rate": 0.002},
         model={"expert_layers": (32, 16), "tower": 16},
     )
     layout = layout_of(settings)
