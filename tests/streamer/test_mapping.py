@@ -84,6 +84,14 @@ def test_a_column_can_go_by_several_names() -> None:
     assert one({"userId": "x"}, user_id={"any": ["user_id", "userId"]}).user_id == "x"
 
 
+def test_an_attribute_can_be_the_sum_of_all_columns_that_fit_a_pattern() -> None:
+    user = {"clicks": {"sum": "clicks_*"}}
+    assert one({"clicks_1": "1.5", "clicks_2": "", "clicks_3": 2, "click": "9"}, user=user).user == {"clicks": 3.5}
+    assert one({"clicks_1": ""}, user=user).user == {}, "none is given"
+    with pytest.raises(BadRecordError, match=r"clicks_.*found 'many', expected a number"):
+        one({"clicks_1": "many"}, user=user)
+
+
 def test_a_number_that_went_through_a_float_column_is_whole_again() -> None:
     assert one({"u": 12.0}).user_id == 12
     with pytest.raises(BadRecordError, match=r"\$\.user_id"):
