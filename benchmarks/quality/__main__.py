@@ -1,6 +1,6 @@
 """Ranking quality on public logs, beside memories that learn nothing and linear models on the same features.
 
-python -m benchmarks.quality [--data DIR] [--movielens ml-100k.inter] [--seeds 3] [--most 30000]
+python -m benchmarks.quality [--data DIR] [--movielens ml-100k.inter] [--seeds 3] [--most 30000] [--only anabranch]
 
 DIR holds `taobao/UserBehavior.csv.gz`; nothing is downloaded. A log is read in the order of its lines: sort
 ml-100k.inter by time first. Every method sees the same stream, the same sampled items and the same candidates in one
@@ -57,8 +57,9 @@ def logs(data: Path, movielens: Path) -> list[Log]:
     return [log for log in every if log.path.is_file()]
 
 
-def run(log: Log, seed: int, most: int) -> tuple[dict[str, list[Metrics]], int]:
-    """One pass of all methods: the metrics of each task by method, and how many events that were."""
+def run(log: Log, seed: int, most: int, only: str = "") -> tuple[dict[str, list[Metrics]], int]:
+    """One pass of all methods, or those whose name holds ``only``: the metrics of each task by method, and how many
+    events that were."""
     overrides = {
         "seed": seed,
         "processes": 1,
@@ -69,7 +70,7 @@ def run(log: Log, seed: int, most: int) -> tuple[dict[str, list[Metrics]], int]:
     settings, how = settings_and_mapping(None, log.mapping, overrides)
     use_threads(settings)
     layout = FeatureSchema.of(settings).layout
-    methods: list[Method] = [
+    every: list[Method] = [
         Popularity(layout),
         Memory(layout),
         River(layout),
@@ -77,6 +78,7 @@ def run(log: Log, seed: int, most: int) -> tuple[dict[str, list[Metrics]], int]:
         VowpalWabbit(layout, ("--lrq", "ui4")),
         *(Net(settings, layout, name) for name in ("single_task", "shared_bottom", "mmoe")),
     ]
+    methods = [method for method in every if only.lower() in method.name.lower()]
     n_events = 0
     with ThreadFeed() as feed:
         inputs = partial(log_inputs, settings, how, log.path, log.format)
@@ -120,12 +122,13 @@ def main() -> None:
     parser.add_argument("--movielens", type=Path, default=Path("ml-100k.inter"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--most", type=int, default=1 << 60, help="events of each log")
+    parser.add_argument("--only", default="", help="methods whose name holds this, such as anabranch or river")
     given = parser.parse_args()
     chosen = logs(given.data, given.movielens)
     if not chosen:
         parser.error(f"neither {given.data / _TAOBAO} nor {given.movielens} is there: give --data or --movielens")
     for log in chosen:
-        runs = [run(log, seed, given.most) for seed in range(given.seeds)]
+        runs = [run(log, seed, given.most, given.only) for seed in range(given.seeds)]
         show(log, [found for found, _ in runs], runs[0][1])
 
 
