@@ -47,7 +47,7 @@ def dismiss_left_behind(settings: KafkaSettings, stop: Callable[[], bool] = neve
         ]
         if left_behind:
             admin.remove_group_members(settings.group, left_behind)
-            logger.info("Took %d member(s) left behind out of group `%s`.", len(left_behind), settings.group)
+            logger.warning("Took %d member(s) left behind out of group `%s`.", len(left_behind), settings.group)
     except (KafkaError, ValueError) as error:  # ValueError: Tansu's answer cannot be read
         logger.debug("group `%s` cannot be asked for its members: %s", settings.group, error)
         return 0

@@ -1,5 +1,6 @@
 """The pages hold what the deployment uses."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -72,3 +73,29 @@ def test_every_test_that_the_table_of_faults_names_is_there() -> None:
             assert path.is_file(), row
             tests = " ".join(re.findall(r"def test_(\w+)", path.read_text(encoding="utf-8"))).replace("_", " ")
             assert title in tests, f"{file} has no test `{title}…`"
+
+
+def log_lines() -> dict[str, str]:
+    """The longest fixed piece of every line that is logged from INFO on, and where it is."""
+    found = {}
+    for package in ("contracts", "features", "streamer", "learner", "serving", "cli"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                match node:
+                    case ast.Call(
+                        func=ast.Attribute(
+                            value=ast.Name(id="log" | "logger"),
+                            attr="info" | "warning" | "error" | "exception" | "critical",
+                        ),
+                        args=[ast.Constant(value=str(line)), *_],
+                    ):
+                        pieces = re.split(r"`?%[-0-9.]*[a-z]`?", line)
+                        found[max(pieces, key=len).strip()] = f"{file.relative_to(ROOT)}:{node.lineno}"
+    return found
+
+
+def test_every_line_that_is_logged_is_in_the_operations_guide() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = text.partition("## Log lines")[2].partition("\n## ")[0]
+    assert len(log_lines()) > 30
+    assert {piece: place for piece, place in log_lines().items() if piece and piece not in table} == {}
