@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 # librdkafka reads ahead in its own threads, in units of fetches: up to so much waits here, and a fetch beyond.
 READ_AHEAD_KILOBYTES = 32 << 10
 REPORT_MS = 2_000
+_POLL_INTERVAL_MS = 300_000  # the client's default
 AT_ONCE = 500  # more messages at a time fall out of the processor's cache before they are records
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION}
 _MOVING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
@@ -225,6 +226,8 @@ class ConfluentSource:
             # kafka-python's first choice too: members of both clients can share a group.
             "partition.assignment.strategy": "range",
             "session.timeout.ms": settings.session_timeout_ms,
+            # The client refuses to be silent for longer than it may go without a poll.
+            "max.poll.interval.ms": max(_POLL_INTERVAL_MS, settings.session_timeout_ms),
             "heartbeat.interval.ms": heartbeat_interval_ms(settings),
             # The end of a partition comes as a message, with its offset: also where the last offsets carry no record.
             "enable.partition.eof": True,

@@ -129,6 +129,15 @@ def test_what_retention_deletes_while_it_waits_to_be_read_is_skipped_too(
         assert source.condition().skipped == {(topic, 0): 15}
 
 
+def test_a_session_may_be_longer_than_the_clients_longest_time_without_a_poll(
+    open_source: Any, apache_kafka: str, topic: str
+) -> None:
+    create_topics(apache_kafka, {topic: 1})
+    produce(apache_kafka, topic, range(3))
+    with open_source(apache_kafka, session_timeout="10m") as source:
+        assert values(read_to_end(source)) == [0, 1, 2]
+
+
 def test_an_offset_beyond_the_end_is_an_error_also_where_deleted_ones_are_skipped(
     open_source: Any, apache_kafka: str, topic: str
 ) -> None:
