@@ -121,6 +121,24 @@ def add(table: Counters, key: Integer, now_ms: Integer, kind: Integer, half_live
 
 
 @compiled
+def _kept(
+    table: Counters,
+    bucket: Integer,
+    way: Integer,
+    now_ms: Integer,
+    half_lives_ms: NDArray[np.float64],
+    exposure: Integer,
+) -> tuple[np.float32, np.float32]:
+    """What is left of an entry's slowest counts, as a factor, and the exposures, or all events (-1), among them."""
+    kept = exp2(-max(now_ms - table.heads[bucket, way, _LAST_MS], 0) / half_lives_ms[-1])
+    n_shown = np.float32(0.0)
+    for y in range(table.counts.shape[2]):
+        if exposure < 0 or y == exposure:
+            n_shown += table.counts[bucket, way, y, -1] * kept
+    return kept, n_shown
+
+
+@compiled
 def shares(
     table: Counters,
     key: Integer,
@@ -135,13 +153,9 @@ def shares(
     bucket, way = locate(table, key)
     n_shown = np.float32(0.0)
     if way >= 0:
-        counts = table.counts[bucket, way]
-        slowest = counts.shape[1] - 1
-        kept = exp2(-max(now_ms - table.heads[bucket, way, _LAST_MS], 0) / half_lives_ms[slowest])
+        kept, n_shown = _kept(table, bucket, way, now_ms, half_lives_ms, exposure)
         for y in range(len(out)):
-            out[y] = counts[y, slowest] * kept
-            if exposure < 0 or y == exposure:
-                n_shown += out[y]
+            out[y] = table.counts[bucket, way, y, -1] * kept
     for y in range(len(out)):
         out[y] = (out[y] + np.float32(1.0)) / (n_shown + np.float32(len(out)))
 
@@ -166,18 +180,12 @@ def rates(
         for k in range(len(out)):
             out[k] = 0.0
         return
-    counts = table.counts[bucket, way]
-    slowest = counts.shape[1] - 1
-    kept = exp2(-max(now_ms - table.heads[bucket, way, _LAST_MS], 0) / half_lives_ms[slowest])
-    n_shown = np.float32(0.0)
-    for y in range(counts.shape[0]):
-        if exposure < 0 or y == exposure:
-            n_shown += counts[y, slowest] * kept
+    kept, n_shown = _kept(table, bucket, way, now_ms, half_lives_ms, exposure)
     log_shown = log1p(n_shown / PRIOR_EVENTS)
     k = 0
-    for y in range(counts.shape[0]):
+    for y in range(len(priors)):
         if y != exposure:
-            out[k] = log1p(counts[y, slowest] * kept / (PRIOR_EVENTS * priors[y])) - log_shown
+            out[k] = log1p(table.counts[bucket, way, y, -1] * kept / (PRIOR_EVENTS * priors[y])) - log_shown
             k += 1
 
 
