@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from learner.models._base import Spread
+from learner.trainer import Trainer
 
 SPREADS = torch.tensor([5.0, 0.5, 0.2, 0.01])
 
@@ -53,3 +54,15 @@ def test_one_absurd_number_does_not_make_all_others_the_same() -> None:
     spread.observe(told)
     assert torch.isfinite(spread.variance).all()
     assert spread(torch.ones(1, 4)).min() > 0.1
+
+
+def test_a_step_takes_its_rows_in_and_a_snapshot_keeps_them(make_settings, layout_of, make_batch) -> None:
+    settings = make_settings()
+    layout = layout_of(settings)
+    trainer, other = Trainer(settings, layout), Trainer(settings, layout)
+    trainer.step(make_batch(layout, 40, np.random.default_rng(0)))
+    assert trainer.network.spread.count == 1040
+    assert not torch.equal(trainer.network.spread.variance, torch.ones(len(layout.dense)))
+    other.restore(*trainer.save())
+    for name, value in trainer.network.spread.state_dict().items():
+        assert torch.equal(value, other.network.spread.state_dict()[name]), name
