@@ -15,7 +15,8 @@ from streamer.metrics import StreamMetrics
 from streamer.pipeline import Ingest
 from streamer.sources.memory import EOF, MemorySource
 
-_EVENTS = 60_000
+_EVENTS = 200_000
+"""So many fill the trails that co-visits are looked up for."""
 TITLE = f"Ingest: {_EVENTS:,} events of a busy shop, one core, no learner"
 
 
@@ -32,7 +33,10 @@ def figures() -> list[Figure]:
         return _EVENTS
 
     def ingest() -> int:
-        source = MemorySource({("events", 0): [*records, EOF]}, max_records=4000)
+        source = MemorySource(
+            {("events", 0): [*records, EOF]},
+            max_records=_EVENTS,  # one poll: what it takes to tell the lag of a list is no figure of ours
+        )
         made = Ingest(settings, source, decoder, MemoryDeadLetters(), StreamMetrics(CollectorRegistry()))
         for _ in made.stream():
             pass

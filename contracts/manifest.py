@@ -9,8 +9,9 @@ from msgspec import Meta
 
 from contracts.records import Offsets, decode_offsets
 
-FORMAT = 2
-"""Rises when another library could not read a snapshot: 2 has the smoothed rates and the trails of values."""
+FORMAT = 3
+"""Rises when another library could not read a snapshot: 2 has the smoothed rates and the trails of values,
+3 shorter ones of these."""
 
 FILE_NAME = r"^[a-z][a-z0-9_-]{0,63}\.(safetensors|msgpack)\Z"
 

@@ -180,7 +180,8 @@ def _embedding(settings: Sized, max_mib: float) -> int:
 
 
 def _users(settings: Sized, n: float) -> int:
-    trails: int = 8 * _followed(settings) * settings.features.trail
+    features = settings.features
+    trails = 8 * (features.trail + (_followed(settings) - 1) * min(features.value_trail, features.trail))
     each: int = 8 + 8 + 4 + 1 + _attributes(settings, "user") + _history(settings) + trails
     return int(n) * each + map_bytes(int(n))
 

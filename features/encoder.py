@@ -168,7 +168,7 @@ class Encoder:
         return _cut(out, len(items)), bool(known_user), known
 
     def _totals(self) -> Float32s:
-        return np.zeros(self.profiles.trail.shape[1:], np.float32)
+        return np.zeros(self.profiles.trail.shape[1], np.float32)
 
     def _empty(self, n_rows: int) -> RowSpace:
         layout = self.schema.layout

@@ -96,7 +96,8 @@ def grow_profiles(arrays: Mapping[str, NDArray[Any]], growth: Growth) -> dict[st
         grown[f"{owner}s.numbers"] = growth.of_numbers(arrays[f"{owner}s.numbers"], owner)
     for name in ("history", "pairs.counts", "values.counts"):
         grown[name] = growth.of_kinds(arrays[name], 1)
-    grown["trail"] = spread(arrays["trail"], places(old.followed, new.followed), len(new.followed), 1)
+    kept, newly_kept = _kept(old), _kept(new)
+    grown["trail"] = spread(arrays["trail"], places(kept, newly_kept), len(newly_kept), 1)
     grown["moments"] = spread(arrays["moments"], places(numbers, new_numbers), len(new_numbers), 0)
     return grown
 
@@ -108,6 +109,10 @@ def _slots(schema: FeatureSchema) -> list[tuple[str, int]]:
 
 def _columns(reader: AttributeReader) -> list[tuple[str, int]]:
     return [(field.name, slot) for field in (*reader.categorical, *reader.several) for slot in range(field.n_ids)]
+
+
+def _kept(schema: FeatureSchema) -> list[tuple[str, int]]:
+    return [(name, m) for name, n in zip(schema.followed, schema.trails, strict=True) for m in range(n)]
 
 
 def _names(fields: Sequence[Any]) -> list[str]:

@@ -45,7 +45,8 @@ class Profiles(NamedTuple):
     traffic: Int64s  # [3]: known items, ring position, ring length
     pairs: Counters
     values: Counters
-    trail: Int64s  # [users, 1 + I, M], items chosen last, then their values; of any type, newest first, none twice
+    trail: Int64s  # [users, M + I·V], items chosen last, then their values; of any type, newest first, none twice
+    trails: Int64s  # [1 + I + 1], where the trail of items, and of each field's values, begins, and where all end
     covisits: Covisits
     chosen: Bools  # [Y], types of events that a user chose, not only was shown
     moments: Float64s  # [numbers, 3]: count, mean, sum of squared deviations (Welford)
@@ -73,7 +74,8 @@ def new_profiles(settings: FeatureSettings, schema: FeatureSchema, uniform_share
         traffic=np.zeros(3, np.int64),
         pairs=new_counters(settings.pairs, n_types, n_half_lives),
         values=new_counters(settings.values, n_types, n_half_lives),
-        trail=np.zeros((settings.users, 1 + schema.interests, settings.trail), np.int64),
+        trail=np.zeros((settings.users, sum(schema.trails)), np.int64),
+        trails=np.cumsum([0, *schema.trails]),
         covisits=new_covisits(settings.covisits, settings.covisit_half_life_ms),
         chosen=np.array(schema.chosen, np.bool_),
         moments=np.zeros((n_numbers, 3), np.float64),
@@ -103,7 +105,7 @@ def user_row(profiles: Profiles, user: Integer, now_ms: Integer) -> Integer:
             evict(profiles.users, profiles.recent_count[:0])
         row = admit(profiles.users, user)
         profiles.history[row, :, :] = 0
-        profiles.trail[row, :, :] = 0
+        profiles.trail[row, :] = 0
     profiles.touched_users[row] = True
     profiles.users.last_ms[row] = max(now_ms, profiles.users.last_ms[row])
     return row
@@ -179,8 +181,9 @@ def learn_number(moments: Float64s, value: Real) -> None:
 
 
 @compiled
-def _walk(profiles: Profiles, trail: Int64s, item: Integer, now_ms: Integer) -> None:
+def _walk(profiles: Profiles, u_row: Integer, which: Integer, item: Integer, now_ms: Integer) -> None:
     """Count an item, or a value, together with those chosen before it, and put it at the head of its trail."""
+    trail = profiles.trail[u_row, profiles.trails[which] : profiles.trails[which + 1]]
     if len(trail) == 0 or trail[0] == item:
         return
     place = len(trail) - 1
@@ -232,11 +235,11 @@ def remember(
     profiles.traffic[1] = (position + 1) % size
 
     if profiles.chosen[kind]:
-        _walk(profiles, profiles.trail[u_row, 0], item, now_ms)
+        _walk(profiles, u_row, 0, item, now_ms)
         for k in range(interests):
             value = profiles.items.attributes[i_row, k]
             if value != 0:
-                _walk(profiles, profiles.trail[u_row, 1 + k], value, now_ms)
+                _walk(profiles, u_row, 1 + k, value, now_ms)
 
     add(profiles.values, profiles.missing[1], now_ms, kind, profiles.half_lives_ms)  # of all items together
     add(profiles.values, user, now_ms, kind, profiles.half_lives_ms)

@@ -33,7 +33,7 @@ class Viewer(NamedTuple):
 
     id: Integer
     row: Integer
-    totals: Float32s  # [1 + I, M], how often each item or value of the trails was counted together with another
+    totals: Float32s  # [M + I·V], how often each item or value of the trails was counted together with another
     priors: Float32s  # [Y], share of each type among all events
 
 
@@ -113,10 +113,9 @@ def encode_user(
 @compiled
 def total(profiles: Profiles, viewer: Viewer, now_ms: Integer) -> None:
     """Fill the viewer's totals, which do not depend on the item."""
-    for t in range(viewer.totals.shape[0]):
-        for m in range(viewer.totals.shape[1]):
-            item = profiles.trail[viewer.row, t, m] if viewer.row >= 0 else 0
-            viewer.totals[t, m] = count_of(profiles.covisits, item, now_ms) if item != 0 else 0.0
+    for m in range(len(viewer.totals)):
+        item = profiles.trail[viewer.row, m] if viewer.row >= 0 else 0
+        viewer.totals[m] = count_of(profiles.covisits, item, now_ms) if item != 0 else 0.0
     shares(profiles.values, profiles.missing[1], now_ms, profiles.half_lives_ms, profiles.exposure[0], viewer.priors)
 
 
@@ -125,16 +124,16 @@ def _encode_covisits(
     profiles: Profiles, viewer: Viewer, which: Integer, one: Integer, now_ms: Integer, out: Float32s
 ) -> None:
     """How often an item, or a value, goes with those of the user's trail; square roots, since the cosines are small."""
-    totals = viewer.totals[which]
+    first = profiles.trails[which]
     count_sum = np.float32(0.0)
     cosine_sum = np.float32(0.0)
     cosine_max = np.float32(0.0)
     cosine_latest = np.float32(0.0)
     own = np.float32(-1.0)
-    for m in range(len(totals)):
-        if totals[m] <= 0.0:  # so are all where the viewer is not known
+    for m in range(first, profiles.trails[which + 1]):
+        if viewer.totals[m] <= 0.0:  # so are all where the viewer is not known
             continue
-        other = profiles.trail[viewer.row, which, m]
+        other = profiles.trail[viewer.row, m]
         if other == one:
             continue
         count = count_of(profiles.covisits, unordered(other, one), now_ms)
@@ -142,11 +141,11 @@ def _encode_covisits(
             continue
         if own < 0.0:
             own = count_of(profiles.covisits, one, now_ms)
-        cosine = count / np.sqrt(totals[m] * max(own, count))
+        cosine = count / np.sqrt(viewer.totals[m] * max(own, count))
         count_sum += count
         cosine_sum += cosine
         cosine_max = max(cosine_max, cosine)
-        if m == 0:
+        if m == first:
             cosine_latest = cosine
     out[0], out[1] = log1p(count_sum), np.sqrt(cosine_sum)
     out[2], out[3] = np.sqrt(cosine_max), np.sqrt(cosine_latest)
@@ -197,7 +196,7 @@ def encode_item(
             dense[at : at + n_rates],
         )
         at += n_rates
-    if viewer.totals.shape[1] > 0:
+    if len(viewer.totals) > 0:
         for k in range(1 + interests):
             value = item if k == 0 else out.ids[to, 1 + k]
             _encode_covisits(profiles, viewer, k, value, now_ms, dense[at : at + N_COVISITS])

@@ -90,6 +90,8 @@ class FeatureSchema:
     half_lives_ms: tuple[int, ...]
     chosen: tuple[bool, ...]
     """Per event type: a user chose the item, so it belongs to a task; an impression is only shown."""
+    trails: tuple[int, ...]
+    """How many of each of :attr:`followed` a user's trails keep."""
     dense_groups: tuple[tuple[str, int], ...]
     """The dense columns in order, by what they tell of: its name, and how many columns."""
     layout: Layout
@@ -132,6 +134,10 @@ class FeatureSchema:
             dense_groups=tuple((group, len(columns)) for group, columns in groups),
             half_lives_ms=half_lives_ms,
             chosen=tuple(kind in {task.event_type for task in settings.tasks} for kind in types),
+            trails=(
+                settings.features.trail,
+                *[min(settings.features.value_trail, settings.features.trail)] * interests,
+            ),
             layout=Layout(
                 tasks=tuple(task.name for task in settings.tasks),
                 fields=(USER_FIELD, ITEM_FIELD, *(field.name for field in fields)),

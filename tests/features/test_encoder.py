@@ -230,20 +230,20 @@ def test_counters_in_a_row_are_those_of_all_events_before_it() -> None:
 # -- training and scoring
 
 
-def _trailing(chosen: list[tuple[int, int]], user: int) -> list[int]:
+def _trailing(chosen: list[tuple[int, int]], user: int, length: int) -> list[int]:
     """What a user chose, items or categories, newest first, none twice."""
     trail: list[int] = []
     for by, one in chosen:
         if by == user and trail[:1] != [one]:
             trail = [one, *(other for other in trail if other != one)]
-    return trail[: Settings().features.trail]
+    return trail[:length]
 
 
-def _chosen_together(chosen: list[tuple[int, int]]) -> Counter[frozenset[int]]:
+def _chosen_together(chosen: list[tuple[int, int]], length: int) -> Counter[frozenset[int]]:
     """How often two were chosen close to each other: every one with each of the trail before it."""
     counts: Counter[frozenset[int]] = Counter()
     for n, (user, one) in enumerate(chosen):
-        trail = _trailing(chosen[:n], user)
+        trail = _trailing(chosen[:n], user, length)
         if trail[:1] != [one]:
             counts.update(frozenset({other, one}) for other in trail if other != one)
     return counts
@@ -260,13 +260,13 @@ def test_covisits_in_a_row_are_those_of_item_based_collaborative_filtering(follo
     encoder = _encoder()
     encoded = _encode(encoder, events)
     columns = [encoder.schema.layout.dense.index(f"{followed} covisits {name}") for name in COVISITS]
-    n_some = 0
+    length, n_some = dict(zip(encoder.schema.followed, encoder.schema.trails, strict=True))[followed], 0
     for row, n in enumerate(encoded.event.tolist()):
-        (user, own), counts = chosen[n], _chosen_together(chosen[:n])
+        (user, own), counts = chosen[n], _chosen_together(chosen[:n], length)
         totals: Counter[int] = Counter()
         for pair, count in counts.items():
             totals.update(dict.fromkeys(pair, count))
-        trail = _trailing(chosen[:n], user)
+        trail = _trailing(chosen[:n], user, length)
         found = [(place, other, counts[frozenset({other, own})]) for place, other in enumerate(trail)]
         cosines = {
             place: count / sqrt(totals[other] * totals[own]) for place, other, count in found if count and other != own
@@ -293,7 +293,7 @@ def test_what_was_only_shown_is_nobodys_choice() -> None:
     assert not encoder.profiles.trail.any()
     assert not encoder.profiles.covisits.cells.any()
     _encode(encoder, [Happened(item=item, time_ms=item, kind=clicked) for item in (3, 4)])
-    assert encoder.profiles.trail[0, 0, :3].tolist() == [4, 3, 0]
+    assert encoder.profiles.trail[0, :3].tolist() == [4, 3, 0]
 
 
 @pytest.mark.parametrize("mode", ["exposure", "implicit"])
