@@ -56,10 +56,10 @@ class Gated(Protocol):
 class Spread(nn.Module):
     """Each dense feature less its running mean, over its running standard deviation (ADR 29).
 
-    A mean that stays in a feature is a second bias, and the rows that have none of the feature, those of a new item, miss
-    it. What is rare is raised three times at most: raised more, it is learned faster than it is known. Mean and variance
-    are of all rows, and of the last million in time (Welford 1962, in batches as Chan et al. 1979); they begin as if a
-    thousand rows had had a mean of 0 and a variance of 1.
+    A mean that stays in a feature is a second bias, which rows that have none of the feature, those of a new item,
+    miss. What is rare is raised three times at most: raised more, it is learned faster than it is known. Mean and
+    variance are of all rows, and of the last million in time (Welford 1962, in batches as Chan et al. 1979); they begin
+    as if a thousand rows had had a mean of 0 and a variance of 1.
     """
 
     mean: Tensor
