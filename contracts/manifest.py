@@ -10,8 +10,8 @@ from msgspec import Meta
 from contracts.records import Offsets, decode_offsets
 
 FORMAT = 3
-"""Rises when another library could not read a snapshot: 2 has the smoothed rates and the trails of values,
-3 shorter ones of these."""
+"""Rises when another library could not read a snapshot, or would score by it what it did not learn: 2 has the smoothed
+rates and the trails of values; 3 has shorter ones of these, and its weights are for dense features about their mean."""
 
 FILE_NAME = r"^[a-z][a-z0-9_-]{0,63}\.(safetensors|msgpack)\Z"
 
@@ -103,8 +103,8 @@ def decode_manifest(data: bytes) -> Manifest:
             raise ManifestError(f"format {found} is newer than {FORMAT}, which this library reads; upgrade it")
         if isinstance(found, int) and found < FORMAT:
             raise ManifestError(
-                f"format {found} is older than {FORMAT}, which this library reads: its model has fewer features. Go on "
-                "with the library that wrote it, or start in a new snapshot folder and replay (`learn --from`)"
+                f"format {found} is older than {FORMAT}, which this library reads: its model reads features otherwise. "
+                "Go on with the library that wrote it, or start in a new snapshot folder and replay (`learn --from`)"
             )
         return msgspec.json.decode(body, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -51,8 +51,12 @@ def due(
     max_rows, min_rows, span_ms = limits
     if counts[N_EVENTS] == 0:
         return bool(n_matured >= max_rows)
-    n_rows = counts[N_ROWS] + n_matured
-    full = n_rows >= max_rows or (n_rows >= min_rows and now_ms - counts[FIRST_EVENT_MS] >= span_ms)
+    n_rows = counts[N_ROWS]
+    full = (
+        n_rows >= max_rows
+        or n_matured >= MOST_BATCHES * max_rows
+        or (n_rows + n_matured >= min_rows and now_ms - counts[FIRST_EVENT_MS] >= span_ms)
+    )
     same_request = request != 0 and request == counts[LAST_REQUEST]
     same_instant = now_ms == counts[LAST_MS] and user == counts[LAST_USER] and item == counts[LAST_ITEM]
     return bool(full and (not (same_request or same_instant) or n_rows >= MOST_BATCHES * max_rows))

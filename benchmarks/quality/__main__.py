@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ from streamer.prefetch import ThreadFeed
 _METRICS = {"hr@10": "HR@10", "mrr": "MRR", "sampled_auc": "AUC"}
 _TAOBAO = "taobao/UserBehavior.csv.gz"
 _TELL_EVERY = 10_000
+_VOWPAL_WABBIT = [("-q", "ui"), ("--lrq", "ui4")]
 _WIDTH = 130
 
 
@@ -73,9 +75,9 @@ def run(log: Log, seed: int, most: int, only: str = "") -> tuple[dict[str, list[
     every: list[Method] = [
         Popularity(layout),
         Memory(layout),
-        River(layout),
-        VowpalWabbit(layout, ("-q", "ui")),
-        VowpalWabbit(layout, ("--lrq", "ui4")),
+        River.logistic_regression(layout),
+        River.factorisation_machine(layout, seed),
+        *(VowpalWabbit(layout, flags) for flags in _VOWPAL_WABBIT if find_spec("vowpalwabbit")),
         *(Net(settings, layout, name) for name in ("single_task", "shared_bottom", "mmoe")),
     ]
     methods = [method for method in every if only.lower() in method.name.lower()]
@@ -127,6 +129,8 @@ def main() -> None:
     chosen = logs(given.data, given.movielens)
     if not chosen:
         parser.error(f"neither {given.data / _TAOBAO} nor {given.movielens} is there: give --data or --movielens")
+    if find_spec("vowpalwabbit") is None:
+        say("without Vowpal Wabbit, which is not installed: make bench-quality, or pip install '.[bench]'")
     for log in chosen:
         runs = [run(log, seed, given.most, given.only) for seed in range(given.seeds)]
         show(log, [found for found, _ in runs], runs[0][1])
