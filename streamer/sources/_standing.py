@@ -1,7 +1,7 @@
 """Where the reader of a topic stands and where it starts: what the sources of both Kafka clients share."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from contracts.records import Offsets, Partition
@@ -71,6 +71,11 @@ class Standing:
             return "beginning"
         return "end"
 
+    def starts(self, partitions: Iterable[int]) -> str:
+        """Partitions with where they start, for the log: ``events[0] from 1200, events[1] from the beginning``."""
+        told = [f"{show((self._topic, p))} from {_in_words(self.start_of(p))}" for p in sorted(partitions)]
+        return ", ".join(told) or "no partition"
+
     def miss(self, ranges: Sequence[tuple[int, int, int]], why: str) -> list[int]:
         """Deal with offsets that the broker does not have, as ``kafka.missing_offsets`` says.
 
@@ -130,3 +135,7 @@ def heartbeat_interval_ms(settings: KafkaSettings) -> int:
 def show(partition: Partition) -> str:
     """A partition in messages: ``events[3]``."""
     return f"{partition[0]}[{partition[1]}]"
+
+
+def _in_words(start: int | Literal["beginning", "end"]) -> str:
+    return f"{start}" if isinstance(start, int) else f"the {start}"

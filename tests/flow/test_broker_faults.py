@@ -91,6 +91,7 @@ def test_a_member_that_joins_and_leaves_the_group_again_and_again_changes_nothin
         loader.join()
         learned(run, N_EVENTS)
     assert n_taken >= 1
+    assert re.search(rf"gave back {topic}\[0\]\n(.*\n)*?.* assigned {topic}\[0\] from [1-9]", run.output)
     same_state(flow.newest(), expected, topic, reference.topic)
 
 

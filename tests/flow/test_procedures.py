@@ -92,6 +92,7 @@ def learned(embedded_broker, tmp_path_factory, flow_in, make, produce, stream_of
     (start,) = commands("Start")
     with begin(flow, start) as run:
         run.said("no snapshot yet, from the earliest record")
+        run.said(r"assigned procedures\[0\] from the beginning")
         run.until(lambda: run.consumed() > 0 and list(flow.snapshots.glob("LATEST")))
         said = shell(flow, block("Back up"))
         assert re.fullmatch(r"(\d+: ok\n)+", said)
@@ -126,6 +127,7 @@ def test_started_again_it_goes_on_and_a_standby_of_the_next_release_takes_over_w
     assert "ANABRANCH__METRICS__PORT=" in procedures()["Standby"]
     with begin(flow, start) as old:
         old.said(r"Learning `.*: snapshot v\d+, \d+ events")
+        old.said(rf"assigned procedures\[0\] from {N_EVENTS}")
         with begin(flow, standby, ANABRANCH__METRICS__PORT="0") as new:
             new.said(rf"Standing by: .* is written by process {old.process.pid} on")
             assert new.metrics()["anabranch_standby"] == 1
