@@ -181,6 +181,13 @@ class ApacheKafka:
         self._end_process()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def topics(self, *arguments: str) -> None:
+        """What `kafka-topics.sh` runs."""
+        done = subprocess.run(
+            self._java("org.apache.kafka.tools.TopicCommand", *arguments), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def _end_process(self) -> None:
         process, self._process = self._process, None
         if process is None:
