@@ -277,25 +277,31 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def test_a_partition_that_comes_back_goes_on_where_this_member_stood(
-    broker: str, topic: str, members: Callable[[], _Member]
+def test_a_partition_that_comes_back_goes_on_where_this_member_stood_and_meanwhile_its_absence_is_told(
+    broker: str, topic: str, members: Callable[[], _Member], caplog: pytest.LogCaptureFixture
 ) -> None:
     create_topics(broker, {topic: 2})
     for partition in (0, 1):
         _produce(broker, topic, 10, partition)
     first = members()
     _wait(lambda: len(first.records) == 20, "the first member reads all")
+    assert "to another member" not in caplog.text
     second = members()
     # Nobody committed: without a snapshot the newcomer starts its share at the beginning.
     _wait(lambda: len(second.records) == 10, "the second member gets one partition")
     for partition in (0, 1):
         _produce(broker, topic, 5, partition, start=10)
     _wait(lambda: len(second.records) == 15 and len(first.records) == 25, "each reads its share")
+    for partition in (0, 1):
+        told = f"Group `group-{topic}` gave {topic}[{partition}] to another member, and this model does not learn"
+        assert told in caplog.text
+    caplog.clear()
     second.leave()
     _wait(lambda: len(first.records) == 30, "the first takes up the other partition where it stood itself")
     places = [record[1:3] for record in first.records]
     assert sorted(places) == [(partition, offset) for partition in (0, 1) for offset in range(15)]
     assert first.position == {(topic, 0): 15, (topic, 1): 15}
+    assert "to another member" not in caplog.text
 
 
 @pytest.mark.kafka
