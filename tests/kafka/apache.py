@@ -188,6 +188,11 @@ class ApacheKafka:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
+    def leader_epochs(self, topic: str) -> list[int]:
+        """Those under which the first partition has records; each restart begins another."""
+        lines = (self._folder / "data" / f"{topic}-0" / "leader-epoch-checkpoint").read_text().splitlines()
+        return [int(line.split()[0]) for line in lines[2:]]
+
     def _end_process(self) -> None:
         process, self._process = self._process, None
         if process is None:

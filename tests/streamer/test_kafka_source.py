@@ -240,7 +240,8 @@ def members(open_source: Open, broker: str, topic: str) -> Iterator[Callable[[],
     started: list[_Member] = []
 
     def start() -> "_Member":
-        started.append(_Member(lambda: open_source(broker, topic)))
+        # Longer than a loaded machine is silent: a member that is thrown out would read the share of the other.
+        started.append(_Member(lambda: open_source(broker, topic, session_timeout="4s")))
         return started[-1]
 
     yield start
