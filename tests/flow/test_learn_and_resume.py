@@ -52,7 +52,7 @@ def members(servers: str, group: str) -> int:
 
 
 def stopped_by(number, flow, stream, look=lambda: None):
-    """Learn for a while, then stop well; the events that are in the snapshot. Looks while it learns."""
+    """Learn for a while, look, and stop well: all that was read is in the snapshot."""
     with flow.learn() as run:
         run.until(lambda: run.consumed() >= 200)
         look()
@@ -61,12 +61,11 @@ def stopped_by(number, flow, stream, look=lambda: None):
         stopped_after = int(run.said(r"Stopped after (\d+) events")[1])
     manifest = flow.newest().manifest
     assert manifest.n_events == manifest.offsets[stream.topic]["0"] == stopped_after >= 200
-    return stopped_after
 
 
 def test_told_to_stop_it_snapshots_all_it_read_and_the_open_batch_goes_on_afterwards(straight, flow, same_state):
     flow.configure(straight.stream, every_events=1_000_000)
-    assert stopped_by(signal.SIGTERM, flow, straight.stream) < len(straight.stream.events)
+    stopped_by(signal.SIGTERM, flow, straight.stream)
     flow.learn_to_the_end()
     same_state(flow.newest(), straight.flow.newest())
 
