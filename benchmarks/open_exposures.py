@@ -1,9 +1,10 @@
 """Ten million open exposures: what the ingest holds when ever more stay open than `events.max_open` allows.
 
-python -m benchmarks.open_exposures [--exposures 15000000] [--max-open 10000000]
+python -m benchmarks.open_exposures [--exposures 15000000] [--max-open 10000000] [--one user|item]
 
-No window closes: each exposure has a user and an item of its own and waits for seven days. Ends with 1 where resident
-memory grows by more than a twentieth after the cap is reached, or an exposure is neither open nor counted as evicted.
+No window closes: each exposure waits for seven days, and has a user and an item of its own but for what `--one` makes
+the same. Ends with 1 where resident memory grows by more than a twentieth after the cap is reached, or an exposure is
+neither open nor counted as evicted.
 """
 
 import argparse
@@ -39,10 +40,14 @@ _COUNTED = {
 
 
 class Views:
-    """A source of exposures made as they are polled, a millisecond apart."""
+    """A source of exposures made as they are polled, a millisecond apart.
 
-    def __init__(self, n_exposures: int) -> None:
+    :param one: what they have in common, `user` or `item`; empty: nothing.
+    """
+
+    def __init__(self, n_exposures: int, one: str = "") -> None:
         self._n_exposures, self._next = n_exposures, 0
+        self._users, self._items = int(one != "user"), int(one != "item")
 
     @property
     def ended(self) -> bool:
@@ -59,7 +64,7 @@ class Views:
                 n,
                 None,
                 b'{"event_id":"%d","type":"content_view","user_id":%d,"item_id":%d,"ts_ms":%d}'
-                % (n, n, n, START_MS + n),
+                % (n, n * self._users, n * self._items, START_MS + n),
             )
             for n in range(begin, self._next)
         ]
@@ -92,14 +97,14 @@ def resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
-def rows(n_exposures: int, max_open: int, n_rows: int) -> Iterator[dict[str, float]]:
+def rows(n_exposures: int, max_open: int, n_rows: int, one: str = "") -> Iterator[dict[str, float]]:
     """What is held and what was given up, so many times on the way."""
     tasks = [{"name": "content_view"}, {"name": "click", "window": "7d"}, {"name": "purchase", "window": "7d"}]
     never = {"every_events": 1 << 40, "every": "3650d"}
     settings = load_settings(None, {"tasks": tasks, "events": {"max_open": max_open}, "snapshot": never})
     registry = CollectorRegistry()
     decoder, letters = EventDecoder(settings, None, lambda: 1 << 52), MemoryDeadLetters()
-    ingest = Ingest(settings, Views(n_exposures), decoder, letters, StreamMetrics(registry))
+    ingest = Ingest(settings, Views(n_exposures, one), decoder, letters, StreamMetrics(registry))
 
     def told(name: str, labels: dict[str, str]) -> float:
         return registry.get_sample_value(name, labels) or 0.0
@@ -118,9 +123,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.open_exposures", description=__doc__)
     parser.add_argument("--exposures", type=int, default=15_000_000, help="%(default)s")
     parser.add_argument("--max-open", type=int, default=10_000_000, help="`events.max_open` (%(default)s)")
+    parser.add_argument("--one", choices=["user", "item"], default="", help="what all exposures are of; else none are")
     options = parser.parse_args()
     found = []
-    for row in rows(options.exposures, options.max_open, n_rows=15):
+    for row in rows(options.exposures, options.max_open, 15, options.one):
         say("  " + ", ".join(f"{what}: {value:,.0f}" for what, value in row.items()))
         found.append(row)
     table = Table(title=f"events.max_open = {options.max_open:,}; the ingest alone, no learner")

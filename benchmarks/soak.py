@@ -2,7 +2,8 @@
 
 python -m benchmarks.soak [--minutes 25] [--plot docs/soak.svg] [--json soak.json]
 
-Ends with 1 where something grows by more than its bound (`BOUNDS`). Every cap is small enough to be reached.
+Ends with 1 where something grows by more than its bound (`BOUNDS`). Every cap is small enough to be reached, but that
+of open exposures (`benchmarks.open_exposures`).
 """
 
 import argparse

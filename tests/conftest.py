@@ -4,7 +4,7 @@ import importlib.util
 import os
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +58,6 @@ def secured_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """
     with _started(_APACHE.Login.made_in(tmp_path_factory.mktemp("login"))) as broker:
         yield broker
-
-
-@pytest.fixture
-def start_apache_kafka() -> Iterator[Callable[[], Any]]:
-    """Starts Apache Kafka for one test, to restart or stop: ``.bootstrap_servers``, ``.restart()``, ``.stop()``."""
-    started: list[Any] = []
-
-    def start() -> Any:
-        started.append(_started().__enter__())
-        return started[-1]
-
-    yield start
-    for broker in started:
-        broker.stop()
 
 
 @pytest.fixture(params=["embedded", pytest.param("apache", marks=pytest.mark.kafka)])

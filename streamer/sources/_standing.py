@@ -1,7 +1,7 @@
 """Where the reader of a topic stands and where it starts: what the sources of both Kafka clients share."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from contracts.records import Offsets, Partition
@@ -35,6 +35,7 @@ class Standing:
         self.skipped: dict[Partition, int] = {}
         """Offsets passed over because they are gone, by partition."""
         self._topic = settings.topic
+        self._group = settings.group
         self._start = settings.start
         self._missing_offsets = settings.missing_offsets
         self._first_partitions = first_partitions
@@ -70,6 +71,18 @@ class Standing:
         if self._snapshot_given or created_later or self._start == "earliest":
             return "beginning"
         return "end"
+
+    def tell(self, assigned: Collection[int]) -> None:
+        """Log which partitions the group gave this member and where they start; as a warning, which it did not give."""
+        told = [f"{show((self._topic, p))} from {_in_words(self.start_of(p))}" for p in sorted(assigned)]
+        logger.info("assigned %s", ", ".join(told) or "no partition")
+        if elsewhere := sorted(self._first_partitions.difference(assigned)):
+            logger.warning(
+                "Group `%s` gave %s to another member, and this model does not learn what it reads. "
+                "Give each model a kafka.group of its own.",
+                self._group,
+                ", ".join(show((self._topic, p)) for p in elsewhere),
+            )
 
     def miss(self, ranges: Sequence[tuple[int, int, int]], why: str) -> list[int]:
         """Deal with offsets that the broker does not have, as ``kafka.missing_offsets`` says.
@@ -130,3 +143,7 @@ def heartbeat_interval_ms(settings: KafkaSettings) -> int:
 def show(partition: Partition) -> str:
     """A partition in messages: ``events[3]``."""
     return f"{partition[0]}[{partition[1]}]"
+
+
+def _in_words(start: int | Literal["beginning", "end"]) -> str:
+    return f"{start}" if isinstance(start, int) else f"the {start}"

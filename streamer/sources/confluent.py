@@ -295,7 +295,7 @@ class ConfluentSource:
     def _on_assign(self, _: Consumer, assigned: list[TopicPartition]) -> None:
         """Runs within ``poll``."""
         partitions = sorted(place.partition for place in assigned)
-        logger.info("assigned %s", ", ".join(self._show(partition) for partition in partitions) or "no partition")
+        self._standing.tell(partitions)
         self._assign(partitions)
         self._joined = True
 

@@ -366,7 +366,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         places = sorted(assigned)
-        logger.info("assigned %s", ", ".join(map(show, places)) or "no partition")
+        self._source._standing.tell([place.partition for place in places])
         self._source._put(places)
         self._source._joined = True
 

@@ -23,10 +23,11 @@ def learned(run, n_events):
     run.stop()
 
 
-def test_a_broker_that_is_gone_for_ten_seconds_costs_time_and_nothing_else(
-    apache_broker, topic, tmp_path, flow_in, undisturbed, produce, stream_of, same_state
+@pytest.mark.parametrize("gone_seconds", [10, pytest.param(60, marks=pytest.mark.matrix)])
+def test_a_broker_that_is_gone_for_a_while_costs_time_and_nothing_else(
+    gone_seconds, apache_broker, topic, tmp_path, flow_in, undisturbed, produce, stream_of, same_state
 ):
-    """Both clients at once: the processes live on and tell, then learn what comes after."""
+    """Both clients at once: the processes live on and tell, then learn what comes after, under a new leader epoch."""
     (reference, expected), half = undisturbed, N_EVENTS // 2
     stream = stream_of(apache_broker.bootstrap_servers, topic, reference.events)
     produce(stream, stream.events[:half])
@@ -45,12 +46,13 @@ def test_a_broker_that_is_gone_for_ten_seconds_costs_time_and_nothing_else(
         gone = time.monotonic()
         for run in runs:
             run.until(lambda run=run: run.metrics()["anabranch_broker_connected"] == 0)
-        time.sleep(max(0.0, gone + 10 - time.monotonic()))
+        time.sleep(max(0.0, gone + gone_seconds - time.monotonic()))
         apache_broker.start()
         produce(stream, stream.events[half:])
         for run, flow in zip(runs, flows, strict=True):
             learned(run, N_EVENTS)
             same_state(flow.newest(), expected, topic, reference.topic)
+        assert len(apache_broker.leader_epochs(topic)) == 2
     finally:
         for run in runs:
             run.__exit__()
@@ -91,6 +93,7 @@ def test_a_member_that_joins_and_leaves_the_group_again_and_again_changes_nothin
         loader.join()
         learned(run, N_EVENTS)
     assert n_taken >= 1
+    assert re.search(rf"gave back {topic}\[0\]\n(.*\n)*?.* assigned {topic}\[0\] from [1-9]", run.output)
     same_state(flow.newest(), expected, topic, reference.topic)
 
 

@@ -12,9 +12,10 @@ from contracts.settings import load_settings
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def test_a_second_run_learns_exactly_what_came_after_the_first(broker, topic, flow, make, produce, stream_of):
+@pytest.mark.kafka  # on the embedded one: the crash matrix, to the bit
+def test_a_second_run_learns_exactly_what_came_after_the_first(apache_kafka, topic, flow, make, produce, stream_of):
     events = make(2_500)
-    stream = stream_of(broker, topic, events)
+    stream = stream_of(apache_kafka, topic, events)
     flow.configure(stream)
     produce(stream, events[:1_500])
     flow.learn_to_the_end("--json", flow.folder / "report.json")
@@ -50,35 +51,33 @@ def members(servers: str, group: str) -> int:
         admin.close()
 
 
-def test_told_to_stop_it_snapshots_all_it_read_and_leaves_its_group(
-    broker, topic, flow, make, produce, stream_of, request, same_state
-):
-    is_apache = "apache" in request.node.callspec.id
-    if is_apache:
-        stream = stream_of(broker, topic, make(3_000))
-        produce(stream, stream.events)
-    else:
-        straight = request.getfixturevalue("straight")
-        stream = straight.stream
-    settings = load_settings(flow.configure(stream, every_events=1_000_000))
-    before = 0
-    for number in (signal.SIGTERM,) if is_apache else (signal.SIGTERM, signal.SIGINT):
-        with flow.learn() as run:
-            run.until(lambda run=run: run.consumed() >= 200)
-            assert not is_apache or members(broker, settings.kafka.group) == 1
-            run.process.send_signal(number)
-            assert run.wait(10) == 0
-            stopped_after = int(run.said(r"Stopped after (\d+) events")[1])
-        manifest = flow.newest().manifest
-        assert manifest.n_events == manifest.offsets[stream.topic]["0"] == stopped_after
-        assert stopped_after >= before + 200, "the run should have gone on after the one before"
-        assert not is_apache or members(broker, settings.kafka.group) == 0
-        before = stopped_after
+def stopped_by(number, flow, stream, look=lambda: None):
+    """Learn for a while, look, and stop well: all that was read is in the snapshot."""
+    with flow.learn() as run:
+        run.until(lambda: run.consumed() >= 200)
+        look()
+        run.process.send_signal(number)
+        assert run.wait(10) == 0
+        stopped_after = int(run.said(r"Stopped after (\d+) events")[1])
+    manifest = flow.newest().manifest
+    assert manifest.n_events == manifest.offsets[stream.topic]["0"] == stopped_after >= 200
+
+
+def test_told_to_stop_it_snapshots_all_it_read_and_the_open_batch_goes_on_afterwards(straight, flow, same_state):
+    flow.configure(straight.stream, every_events=1_000_000)
+    stopped_by(signal.SIGTERM, flow, straight.stream)
     flow.learn_to_the_end()
-    found = flow.newest()
-    assert found.manifest.n_events == found.manifest.offsets[stream.topic]["0"] == len(stream.events)
-    if not is_apache:  # the batch that was open when it stopped went on afterwards
-        same_state(found, straight.flow.newest())
+    same_state(flow.newest(), straight.flow.newest())
+
+
+@pytest.mark.kafka
+def test_told_to_stop_it_leaves_its_group(apache_kafka, topic, flow, make, produce, stream_of):
+    stream = stream_of(apache_kafka, topic, make(500))
+    produce(stream, stream.events)
+    group = load_settings(flow.configure(stream, every_events=1_000_000)).kafka.group
+    found = []
+    stopped_by(signal.SIGINT, flow, stream, lambda: found.append(members(apache_kafka, group)))
+    assert [*found, members(apache_kafka, group)] == [1, 0]
 
 
 def test_a_damaged_newest_snapshot_costs_a_warning_and_the_work_behind_it(straight, flow, same_state):

@@ -13,6 +13,7 @@ def versions(flow):
     return {int(path.name[1:9]) for path in flow.snapshots.glob("v????????")}
 
 
+@pytest.mark.matrix  # kills of forks, and on Apache Kafka of a real process, are run always: crash matrix, standby
 def test_a_run_killed_again_and_again_ends_in_the_same_state_bit_for_bit(straight, flow, same_state):
     """One partition, one thread; what is in a poll and when a snapshot is made differ from the straight run, too.
 
@@ -53,10 +54,9 @@ def test_over_four_partitions_no_event_is_learned_twice_or_missed(apache_kafka, 
     produce(stream, events, n_partitions=4)
     # Views are only shown, not predicted: what is learned of them would depend on the order between partitions.
     flow.configure(stream, tasks='[{ name = "click", window = "10s" }, { name = "purchase", window = "20s" }]')
-    for version in (1, 3):
-        with flow.learn() as run:
-            run.until(lambda version=version: versions(flow) and max(versions(flow)) >= version)
-            run.kill()
+    with flow.learn() as run:
+        run.until(lambda: 2 in versions(flow))
+        run.kill()
     report = json.loads(flow.learn_to_the_end("--json", "-").splitlines()[-1])
 
     count = Counter(event.type for event in events)

@@ -181,6 +181,18 @@ class ApacheKafka:
         self._end_process()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def topics(self, *arguments: str) -> None:
+        """What `kafka-topics.sh` runs."""
+        done = subprocess.run(
+            self._java("org.apache.kafka.tools.TopicCommand", *arguments), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def leader_epochs(self, topic: str) -> list[int]:
+        """Those under which the first partition has records; each restart begins another."""
+        lines = (self._folder / "data" / f"{topic}-0" / "leader-epoch-checkpoint").read_text().splitlines()
+        return [int(line.split()[0]) for line in lines[2:]]
+
     def _end_process(self) -> None:
         process, self._process = self._process, None
         if process is None:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Producer
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
 from contracts.records import Offsets, Record
 from contracts.settings import KafkaSettings
 from streamer.broker import create_topics
+from streamer.sources.confluent import ConfluentSource
 from streamer.sources.kafka import OffsetsLostError
 from streamer.sources.topic import open_topic
 
@@ -127,6 +128,44 @@ def test_what_retention_deletes_while_it_waits_to_be_read_is_skipped_too(
             records += source.poll(100)
         assert values(records) == list(range(20, 25))
         assert source.condition().skipped == {(topic, 0): 15}
+
+
+class Stuttering:
+    """A consumer of confluent-kafka that tells each lost offset a second time, behind what is read meanwhile."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+        self._lost: list[Any] = []
+        self.n_repeated = 0
+
+    def consume(self, n_most: int, timeout: float) -> list[Any]:
+        found = list(self._consumer.consume(n_most, timeout))
+        if self._lost and any(message.error() is None for message in found):
+            self.n_repeated += len(self._lost)
+            found, self._lost = [*found, *self._lost], []
+        elif not self.n_repeated:
+            lost = KafkaError._AUTO_OFFSET_RESET
+            self._lost += [message for message in found if message.error() and message.error().code() == lost]
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+
+def test_a_lost_offset_that_the_client_tells_twice_is_skipped_once(apache_kafka: str, topic: str) -> None:
+    """librdkafka does so now and then: the second time of an offset that was left meanwhile."""
+    create_topics(apache_kafka, {topic: 1})
+    produce(apache_kafka, topic, range(20))
+    delete_before(apache_kafka, topic, 12)
+    kafka = {"bootstrap_servers": apache_kafka, "topic": topic, "group": topic, "session_timeout": "1s"}
+    settings = KafkaSettings.model_validate({**kafka, "client": "confluent", "missing_offsets": "skip"})
+    with ConfluentSource(settings, {(topic, 0): 5}) as source:
+        stuttering: Any = Stuttering(source._consumer)
+        source._consumer = stuttering
+        assert values(read_to_end(source)) == list(range(12, 20))
+        assert stuttering.n_repeated == 1
+        assert source.poll(100) == []
+        assert source.condition().skipped == {(topic, 0): 7}
 
 
 def test_a_session_may_be_longer_than_the_clients_longest_time_without_a_poll(

@@ -1,5 +1,7 @@
 """The snapshot store under damage, crashes, rollback, locks and readers that come at the wrong moment."""
 
+import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -7,7 +9,9 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -238,6 +242,36 @@ def test_a_damaged_file_is_reported_and_the_version_before_is_used(store, file, 
         store.load(3)
     assert (caught.value.version, caught.value.file) == (3, file)
     assert store.verify(2) == []
+
+
+@contextlib.contextmanager
+def as_a_user_whom_rights_concern():
+    """Root reads everything; it is nobody meanwhile."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("file", ALL_FILES)
+def test_a_file_that_may_not_be_read_is_reported_and_the_version_before_is_used(file):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are root's alone
+        Path(folder).chmod(0o755)
+        with SnapshotStore(Path(folder) / "snapshots", keep=3) as store:
+            for number in (1, 2):
+                publish(store, number)
+        (store.path(2) / file).chmod(0)
+        with as_a_user_whom_rights_concern():
+            snapshot = store.load()
+    check(snapshot, 1)
+    [(version, problem)] = snapshot.skipped
+    assert version == 2
+    assert file in problem
+    assert os.strerror(errno.EACCES) in problem
 
 
 def test_several_damaged_versions_are_all_skipped_and_none_left_is_no_fresh_start(store):
