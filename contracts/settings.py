@@ -296,7 +296,10 @@ class NegativeSettings(_Section):
 
 
 class BatchSettings(_Section):
-    """A mini-batch closes at ``max_rows``, or after ``span`` of event time if it has ``min_rows``."""
+    """A mini-batch closes at ``max_rows``, or after ``span`` of event time if it has ``min_rows``.
+
+    Labels that matured meanwhile come with it and do not fill it; four times ``max_rows`` of them close it, too.
+    """
 
     max_rows: int = Field(default=1024, ge=1)
     min_rows: int = Field(default=64, ge=1)

@@ -49,8 +49,17 @@ def test_a_batch_closes_after_its_span_if_it_is_worth_a_step() -> None:
     assert not _due(_filled(2), 10_000, NO_REQUEST, 0)
 
 
-def test_matured_labels_and_sampled_items_fill_a_batch_too() -> None:
-    assert _due(_filled(2), 100, NO_REQUEST, 4)
+def test_matured_labels_close_a_batch_only_when_they_are_very_many() -> None:
+    assert not _due(_filled(2), 100, NO_REQUEST, 6 * MOST_BATCHES - 1)
+    assert _due(_filled(2), 100, NO_REQUEST, 6 * MOST_BATCHES)
+
+
+def test_matured_labels_make_a_batch_worth_a_step() -> None:
+    assert not _due(_filled(1), 110, NO_REQUEST, 1)
+    assert _due(_filled(1), 110, NO_REQUEST, 2)
+
+
+def test_sampled_items_fill_a_batch_too() -> None:
     buffer = _buffer()
     count(buffer.counts, 0, NO_REQUEST, USER, ITEM, 1 + 5)
     assert _due(buffer, 0, NO_REQUEST, 0)

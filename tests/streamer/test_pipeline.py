@@ -289,7 +289,9 @@ def test_a_barrier_is_due_by_events_or_by_the_wall_clock() -> None:
 
 def test_a_delta_is_due_by_the_wall_clock_once_the_cut_before_it_was_released() -> None:
     records, ticks = _records(_shop(60, 6)), itertools.count(NOW_MS, 400)
-    settings = _settings(snapshot={"every": "1h", "every_events": 100, "delta_seconds": 1.0})
+    settings = _settings(
+        snapshot={"every": "1h", "every_events": 100, "delta_seconds": 1.0}, negatives={"exposure": 1.0}
+    )
     run = _run(settings, records, clock_ms=lambda: next(ticks))
     pieces: list[Piece] = []
     for piece in run.ingest.stream():
