@@ -1,8 +1,8 @@
 """Item-item co-visitation: how often two items were chosen close to each other by one user, decayed, hard-bounded.
 
-Pairs have no order; an item's own total is kept beside them, so that count(a, b) / √(total(a)·total(b)), the cosine of
-item-based collaborative filtering (Sarwar et al., WWW 2001), is three look-ups. A bucket of four ways fills one cache
-line; a new pair takes the place of the one that counts least, since most pairs are met once.
+Pairs have no order; how often an item was chosen is kept beside them, so that count(a, b) / √(count(a)·count(b)), the
+cosine of item-based collaborative filtering (Sarwar et al., WWW 2001), is three look-ups. A bucket of four ways fills
+one cache line; a new pair takes the place of the one that counts least, since most pairs are met once.
 """
 
 from collections.abc import Mapping
@@ -69,8 +69,8 @@ def count(table: Covisits, key: Integer, now_ms: Integer) -> np.float32:
 
 
 @compiled
-def add(table: Covisits, key: Integer, now_ms: Integer, times: Integer = 1) -> None:
-    """Count so many times more; a new key takes the way that is empty or counts least."""
+def add(table: Covisits, key: Integer, now_ms: Integer) -> None:
+    """Count once more; a new key takes the way that is empty or counts least."""
     now_s = now_ms // 1000
     bucket = np.int64(mix(key) & np.uint64(table.cells.shape[0] - 1))
     chosen = 0
@@ -93,7 +93,7 @@ def add(table: Covisits, key: Integer, now_ms: Integer, times: Integer = 1) -> N
     else:
         # An event older than the newest one counts in full, and turns no clock back.
         now_s = max(now_s, table.cells[bucket, chosen, _STATE] & _SECONDS_MASK)
-    bits = np.int64(np.float32(found + np.float32(times)).view(np.int32))
+    bits = np.int64(np.float32(found + np.float32(1.0)).view(np.int32))
     table.cells[bucket, chosen, _STATE] = (bits << 32) | (now_s & _SECONDS_MASK)
 
 

@@ -182,7 +182,7 @@ def learn_number(moments: Float64s, value: Real) -> None:
 
 @compiled
 def _walk(profiles: Profiles, u_row: Integer, which: Integer, item: Integer, now_ms: Integer) -> None:
-    """Count an item, or a value, together with those chosen before it, and put it at the head of its trail."""
+    """Count an item, or a value, and its pairs with those chosen before it; put it at the head of its trail."""
     trail = profiles.trail[u_row, profiles.trails[which] : profiles.trails[which + 1]]
     if len(trail) == 0 or trail[0] == item:
         return
@@ -191,16 +191,12 @@ def _walk(profiles: Profiles, u_row: Integer, which: Integer, item: Integer, now
         if trail[m] == item or trail[m] == 0:
             place = m
             break
-    n_others = 0
     for m in range(len(trail)):
         if trail[m] == 0:
             break
         if trail[m] != item:
             count_together(profiles.covisits, unordered(trail[m], item), now_ms)
-            count_together(profiles.covisits, trail[m], now_ms)
-            n_others += 1
-    if n_others > 0:
-        count_together(profiles.covisits, item, now_ms, n_others)
+    count_together(profiles.covisits, item, now_ms)
     for m in range(place, 0, -1):
         trail[m] = trail[m - 1]
     trail[0] = item

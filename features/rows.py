@@ -33,7 +33,7 @@ class Viewer(NamedTuple):
 
     id: Integer
     row: Integer
-    totals: Float32s  # [M + I·V], how often each item or value of the trails was counted together with another
+    totals: Float32s  # [M + I·V], how often each item or value of the trails was chosen
     priors: Float32s  # [Y], share of each type among all events
 
 
@@ -141,7 +141,7 @@ def _encode_covisits(
             continue
         if own < 0.0:
             own = count_of(profiles.covisits, one, now_ms)
-        cosine = count / np.sqrt(viewer.totals[m] * max(own, count))
+        cosine = count / np.sqrt(max(viewer.totals[m], count) * max(own, count))
         count_sum += count
         cosine_sum += cosine
         cosine_max = max(cosine_max, cosine)

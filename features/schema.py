@@ -89,7 +89,7 @@ class FeatureSchema:
     event_types: tuple[str, ...]
     half_lives_ms: tuple[int, ...]
     chosen: tuple[bool, ...]
-    """Per event type: a user chose the item, so it belongs to a task; an impression is only shown."""
+    """Per event type: a user chose the item, so it belongs to a task, and is not what only shows items."""
     trails: tuple[int, ...]
     """How many of each of :attr:`followed` a user's trails keep."""
     dense_groups: tuple[tuple[str, int], ...]
@@ -133,7 +133,10 @@ class FeatureSchema:
             event_types=types,
             dense_groups=tuple((group, len(columns)) for group, columns in groups),
             half_lives_ms=half_lives_ms,
-            chosen=tuple(kind in {task.event_type for task in settings.tasks} for kind in types),
+            chosen=tuple(
+                kind in {task.event_type for task in settings.tasks} and place != exposure
+                for place, kind in enumerate(types)
+            ),
             trails=(
                 settings.features.trail,
                 *[min(settings.features.value_trail, settings.features.trail)] * interests,

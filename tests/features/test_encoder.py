@@ -249,6 +249,11 @@ def _chosen_together(chosen: list[tuple[int, int]], length: int) -> Counter[froz
     return counts
 
 
+def _times_chosen(chosen: list[tuple[int, int]], length: int) -> Counter[int]:
+    """How often each was chosen; at once again does not count."""
+    return Counter(one for n, (user, one) in enumerate(chosen) if _trailing(chosen[:n], user, length)[:1] != [one])
+
+
 @pytest.mark.parametrize("followed", ["item", "item.category"])
 def test_covisits_in_a_row_are_those_of_item_based_collaborative_filtering(followed: str) -> None:
     """Against plain dictionaries, over a minute: nothing has decayed yet. Likewise of the items' categories."""
@@ -263,13 +268,13 @@ def test_covisits_in_a_row_are_those_of_item_based_collaborative_filtering(follo
     length, n_some = dict(zip(encoder.schema.followed, encoder.schema.trails, strict=True))[followed], 0
     for row, n in enumerate(encoded.event.tolist()):
         (user, own), counts = chosen[n], _chosen_together(chosen[:n], length)
-        totals: Counter[int] = Counter()
-        for pair, count in counts.items():
-            totals.update(dict.fromkeys(pair, count))
+        totals = _times_chosen(chosen[:n], length)
         trail = _trailing(chosen[:n], user, length)
         found = [(place, other, counts[frozenset({other, own})]) for place, other in enumerate(trail)]
         cosines = {
-            place: count / sqrt(totals[other] * totals[own]) for place, other, count in found if count and other != own
+            place: count / sqrt(max(totals[other], count) * max(totals[own], count))
+            for place, other, count in found
+            if count and other != own
         }
         expected = [
             log1p(sum(count for place, _, count in found if place in cosines)),

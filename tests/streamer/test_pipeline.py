@@ -289,9 +289,8 @@ def test_a_barrier_is_due_by_events_or_by_the_wall_clock() -> None:
 
 def test_a_delta_is_due_by_the_wall_clock_once_the_cut_before_it_was_released() -> None:
     records, ticks = _records(_shop(60, 6)), itertools.count(NOW_MS, 400)
-    settings = _settings(
-        snapshot={"every": "1h", "every_events": 100, "delta_seconds": 1.0}, negatives={"exposure": 1.0}
-    )
+    small: dict[str, Any] = {"max_rows": 8, "min_rows": 6}
+    settings = _settings(snapshot={"every": "1h", "every_events": 100, "delta_seconds": 1.0}, batch=small)
     run = _run(settings, records, clock_ms=lambda: next(ticks))
     pieces: list[Piece] = []
     for piece in run.ingest.stream():
@@ -309,7 +308,7 @@ def test_a_delta_is_due_by_the_wall_clock_once_the_cut_before_it_was_released() 
         if isinstance(piece, Barrier) and (place + 1) % 3 == 0:
             later = [one for one in pieces[place + 1 :] if isinstance(one, Barrier)]
             assert not later or not later[0].is_delta
-    _assert_same(_batches(pieces), _run(_settings(), records).batches())
+    _assert_same(_batches(pieces), _run(_settings(batch=small), records).batches())
 
 
 def test_a_whole_cut_and_the_deltas_behind_it_hold_the_profiles_of_their_moment() -> None:
