@@ -270,7 +270,7 @@ class FeatureSettings(_Section):
     trail: int = Field(default=16, ge=0, le=64)
     """Items that a user chose last, of any type, whose co-visitation with a candidate is a feature; 0: none."""
     value_trail: int = Field(default=4, ge=1, le=64)
-    """The same of the values of the first item fields, at most ``trail`` (ADR 31)."""
+    """The same of the values of the first item fields, at most ``trail`` (ADR 30)."""
     covisits: int = Field(default=1 << 20, ge=1024)
     """Counters of item × item and value × value; rounded up to a power of two."""
     covisit_half_life_ms: DurationMs = Field(default=60 * DAY, alias="covisit_half_life")
@@ -287,7 +287,7 @@ class NegativeSettings(_Section):
     """Per positive, in implicit mode."""
     exposure: float = Field(default=0.25, ge=0, le=64)
     """Per exposure, in exposure mode, for a task whose event is the exposure itself; 0.25: for every fourth one, as the
-    event's id decides (ADR 31)."""
+    event's id decides (ADR 30)."""
     uniform_share: float = Field(default=1.0, gt=0, le=1)
     """Share drawn uniformly from the known items; the rest follows recent traffic."""
     keep: float = Field(default=1.0, gt=0, le=1)
