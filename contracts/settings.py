@@ -346,6 +346,7 @@ class TrainSettings(_Section):
     """The step."""
 
     learning_rate: float = Field(default=5e-4, gt=0)
+    """Of the dense weights, for batches of 64 rows; it grows with the root of their mean size above that (ADR 30)."""
     clip_norm: float = Field(default=10.0, gt=0)
     balancing: str = "fixed"
     inverse_propensity: float = Field(default=0.0, ge=0)

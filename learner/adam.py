@@ -29,10 +29,11 @@ class Adam:
         }
 
     @torch.no_grad()
-    def step(self, gradient: torch.Tensor) -> None:
-        """One step against a gradient of shape ``[P]``."""
+    def step(self, gradient: torch.Tensor, scale: float = 1.0) -> None:
+        """One step against a gradient of shape ``[P]``, its learning rate times ``scale``."""
         if not self.moments:
             averages = {name: torch.zeros_like(gradient) for name in ("exp_avg", "exp_avg_sq")}
             self.moments = {"step": torch.zeros(()), **averages}
         step, average, average_of_squares = (self.moments[name] for name in ("step", "exp_avg", "exp_avg_sq"))
-        adam([self._weights], [gradient], [average], [average_of_squares], [], [step], fused=True, **self._constants)
+        constants = {**self._constants, "lr": self._constants["lr"] * scale}
+        adam([self._weights], [gradient], [average], [average_of_squares], [], [step], fused=True, **constants)

@@ -54,6 +54,8 @@ _LOOK_EVERY = 200
 """Learning steps between two looks at the tasks' gradients, each a backward pass a task, and at their gates."""
 _MEAN_ROWS_STEPS = 1000
 """Learning steps that the mean size of a batch looks back over, as Adam's second moment does."""
+_RATED_ROWS = 64
+"""Rows of a batch that `train.learning_rate` is for; where batches are bigger, it is times the root of the ratio."""
 _WATCH_EVERY = 50
 """Learning steps between two looks of the watchdog: adding up the window costs more than a step should."""
 
@@ -318,7 +320,8 @@ class Trainer:
         if norm > self._clip_norm:
             gradient.mul_(self._clip_norm / norm)
         self._pull.add(gradient, self._weights)
-        self._optimizer.step(gradient)
+        # Adam's noise grows with the rate and falls with the root of the rows (Malladi et al., NeurIPS 2022).
+        self._optimizer.step(gradient, math.sqrt(max(self._mean_rows / _RATED_ROWS, 1.0)))
 
     def _rank(self, ranking: RankingRows) -> Float32s:
         """Each group's scores by its task, shape ``[G, C]``."""

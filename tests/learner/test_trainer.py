@@ -276,6 +276,18 @@ def test_the_gradient_of_the_dense_part_is_clipped(make_settings, layout_of, mak
     assert 1e-3 < norms[1] <= 10.0
 
 
+@pytest.mark.parametrize(("n_rows", "scale"), [(16, 1.0), (64, 1.0), (256, 2.0), (1024, 4.0)])
+def test_the_dense_part_steps_by_the_root_of_the_rows(make_settings, layout_of, make_batch, n_rows, scale) -> None:
+    """Adam's first step is the learning rate, whatever the gradient."""
+    settings = make_settings()
+    trainer = Trainer(settings, layout_of(settings))
+    before = weights(trainer)["dense"]
+    trainer.step(make_batch(trainer.layout, n_rows, np.random.default_rng(0)))
+    dense = weights(trainer)["dense"]
+    moved = max(np.abs(after - before[name]).max() for name, after in dense.items() if "spread" not in name)
+    assert moved == pytest.approx(scale * settings.train.learning_rate, rel=1e-2)
+
+
 @pytest.mark.parametrize("detector", ["adwin", "page_hinkley"])
 def test_a_change_of_the_label_rate_is_told_as_drift(make_settings, layout_of, make_batch, detector) -> None:
     settings = make_settings(evaluation={"detector": detector})
