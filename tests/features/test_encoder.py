@@ -287,9 +287,10 @@ def test_covisits_in_a_row_are_those_of_item_based_collaborative_filtering(follo
     assert n_some > 50
 
 
-def test_what_was_only_shown_is_nobodys_choice() -> None:
-    """An impression belongs to no task: it leaves no trail. A click does."""
-    sections = {"events": {"exposure": "impression"}, "tasks": [{"name": "click"}]}
+@pytest.mark.parametrize("tasks", [["click"], ["impression", "click"]])
+def test_what_was_only_shown_is_nobodys_choice(tasks: list[str]) -> None:
+    """An impression leaves no trail, whether or not it has a task. A click does."""
+    sections = {"events": {"exposure": "impression"}, "tasks": [{"name": name} for name in tasks]}
     settings = Settings.model_validate(sections)
     schema = FeatureSchema.of(settings)
     encoder = Encoder(schema, new_profiles(settings.features, schema, 1.0, 0))
@@ -299,6 +300,17 @@ def test_what_was_only_shown_is_nobodys_choice() -> None:
     assert not encoder.profiles.covisits.cells.any()
     _encode(encoder, [Happened(item=item, time_ms=item, kind=clicked) for item in (3, 4)])
     assert encoder.profiles.trail[0, :3].tolist() == [4, 3, 0]
+
+
+def test_a_trail_keeps_what_was_chosen_last_and_fewer_values_than_items() -> None:
+    settings = Settings.model_validate(
+        {"mode": "implicit", "fields": [{"source": "item.category"}], "features": {"trail": 4, "value_trail": 2}}
+    )
+    schema = FeatureSchema.of(settings)
+    encoder = Encoder(schema, new_profiles(settings.features, schema, 1.0, 0))
+    _encode(encoder, [Happened(item=n, time_ms=n, about_item={"category": n}) for n in range(1, 7)])
+    categories, _ = _told(schema.item, [{"category": n} for n in (6, 5)])
+    assert encoder.profiles.trail[0].tolist() == [6, 5, 4, 3, *categories[:, 0].tolist()]
 
 
 @pytest.mark.parametrize("mode", ["exposure", "implicit"])
