@@ -101,7 +101,8 @@ class ConfluentSource:
         """The next records; joins the group and takes part in its rebalances on the way.
 
         :raises OffsetsLostError: the offset to go on at is gone and not to be skipped, or the topic ends before it.
-        :raises BrokerError: the broker refuses this user, or does not tell where an assigned partition begins.
+        :raises BrokerError: the broker refuses this user, does not tell where an assigned partition begins, or another
+            process has taken this one's name in the group.
         """
         if self._failure is not None:
             raise self._failure
@@ -365,9 +366,9 @@ class ConfluentSource:
                 offset = message.offset()
                 if offset is None or partition not in self._reached or offset >= self._reached[partition]:
                     self._miss(error.str())
-            elif code == KafkaError.FENCED_INSTANCE_ID:
+            elif _is_fenced(error):
                 self._failure = fenced(self._settings)
-            elif code in _FORBIDDEN or error.fatal():
+            elif code in _FORBIDDEN or code == KafkaError._FATAL:
                 self._failure = BrokerError(f"{self._settings.bootstrap_servers} does not let us read: {error.str()}")
             else:
                 logger.warning("%s: %s", self._settings.topic, error.str())
@@ -398,14 +399,14 @@ class ConfluentSource:
         self._said = error.str()
         if error.code() == KafkaError._AUTHENTICATION:
             self._failure = refused(self._settings, error.str())
-        if error.code() == KafkaError.FENCED_INSTANCE_ID:
+        if _is_fenced(error):
             self._failure = fenced(self._settings)
 
     def _on_report(self, report: str) -> None:
         self._connected = is_connected(report)
 
     def _on_commit(self, error: KafkaError | None, offsets: object) -> None:
-        if error is not None and error.code() == KafkaError.FENCED_INSTANCE_ID:
+        if error is not None and _is_fenced(error):
             self._failure = fenced(self._settings)
         if error is not None and not self._commit_failed:
             logger.warning("offsets could not be committed, lag tools may be behind: %s (%s)", error.str(), offsets)
@@ -413,3 +414,12 @@ class ConfluentSource:
 
     def _show(self, partition: int) -> str:
         return show((self._settings.topic, partition))
+
+
+def _is_fenced(error: KafkaError) -> bool:
+    """Another member has this one's name: the broker's answer to a commit, or what ended the client at a heartbeat.
+
+    The latter comes as a message of code ``_FATAL``, whose cause only its text names (and whose ``fatal()`` is False).
+    """
+    cause = KafkaError(KafkaError.FENCED_INSTANCE_ID)
+    return error.code() == cause.code() or (error.code() == KafkaError._FATAL and cause.str() in error.str())

@@ -348,6 +348,26 @@ def test_a_partition_that_is_added_later_is_read_from_its_beginning(
         assert _values(_read_until(source, lambda records: len(records) >= 3)) == [0, 1, 2]
 
 
+@pytest.mark.kafka
+@pytest.mark.parametrize(("client", "told_by"), [("confluent", "heartbeat"), *((one, "commit") for one in CLIENTS)])
+def test_a_member_whose_name_another_has_taken_is_told(
+    apache_kafka: str, topic: str, client: str, told_by: str
+) -> None:
+    create_topics(apache_kafka, {topic: 1})
+    session = "1s" if told_by == "heartbeat" else "5m"  # a heartbeat each 83 ms, or each 3 s
+    with (
+        _open(client, apache_kafka, topic, instance="learner", session_timeout=session) as older,
+        _open(client, apache_kafka, topic, instance="learner", session_timeout=session) as newer,
+    ):
+        _read_to_end(older)
+        _read_to_end(newer)
+        if told_by == "commit":
+            older.commit({(topic, 0): 0})
+        with pytest.raises(BrokerError, match=r"Another process reads .* as kafka\.instance = `learner`"):
+            _read_until(older, lambda _: False)
+        newer.poll(100)
+
+
 def test_an_absent_topic_is_named(open_source: Open, broker: str, topic: str) -> None:
     with pytest.raises(BrokerError, match=f"Topic `{topic}` does not exist at `{broker}`"):
         open_source(broker, topic, connect_timeout_ms=300)
