@@ -143,8 +143,8 @@ def _print_settings(console: "Console", settings: "Settings", mapping: "Mapping 
         f"model {settings.model.name}, topic {settings.kafka.topic} at {settings.kafka.bootstrap_servers}"
     )
     tasks = Table("task", "event", "window", "weight", title="Tasks", title_justify="left")
-    for task in settings.tasks:
-        tasks.add_row(task.name, task.event_type, _duration(task.window_ms), f"{task.weight:g}")
+    for task, weight in zip(settings.tasks, settings.task_weights, strict=True):
+        tasks.add_row(task.name, task.event_type, _duration(task.window_ms), f"{weight:g}")
     console.print(tasks)
     if settings.fields:
         fields = Table("field", "kind", title="Fields", title_justify="left")

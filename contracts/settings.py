@@ -75,7 +75,9 @@ class Task(_Section):
     parent: str = ""
     """The task that must come first: ``purchase`` after ``click`` is a funnel, whose probabilities are products along
     it. The exposure's own task is no stage: every example is an exposure."""
-    weight: float = Field(default=1.0, ge=0)
+    weight: float | None = Field(default=None, ge=0)
+    """Of its loss in the sum of all. Not set: 1; a third for the exposure's own task beside others, which tells shown
+    items from sampled ones and has most of the labels (ADR 31)."""
     positive_weight: float = Field(default=1.0, gt=0)
     """Of a positive's loss, for a rare task; probabilities stay calibrated (learner/imbalance.py)."""
     focal_gamma: float = Field(default=0.0, ge=0)
@@ -430,6 +432,8 @@ class MetricsSettings(_Section):
     port: int = Field(default=9108, ge=0, le=65535)
 
 
+_EXPOSURE_WEIGHT = 0.33
+
 DEFAULT_TASKS = (
     Task(name="content_view"),
     Task.model_validate({"name": "click", "window": "30m"}),
@@ -567,6 +571,13 @@ class Settings(_Section):
             self.mode == "implicit" or (task.event_type == self.events.exposure and self.negatives.exposure > 0)
             for task in self.tasks
         )
+
+    @property
+    def task_weights(self) -> tuple[float, ...]:
+        """What each task's loss counts in the sum."""
+        beside = self.mode == "exposure" and len(self.tasks) > 1
+        plain = [_EXPOSURE_WEIGHT if beside and task.event_type == self.events.exposure else 1.0 for task in self.tasks]
+        return tuple(own if task.weight is None else task.weight for task, own in zip(self.tasks, plain, strict=True))
 
     @property
     def immediate_tasks(self) -> tuple[bool, ...]:

@@ -107,9 +107,7 @@ class Trainer:
         self._seed, self._dropout = settings.seed, train.dropout
         self._clip_norm = train.clip_norm
         self._store = ExampleStore(layout, settings.events.max_open, keeps_late=any(settings.es_dfm_tasks))
-        self._balancer: Balancer = load("learner.balancing", train.balancing).Balancing(
-            [task.weight for task in settings.tasks]
-        )
+        self._balancer: Balancer = load("learner.balancing", train.balancing).Balancing(settings.task_weights)
         self._objective, self._thinning = Objective(settings), Thinning(settings)
         n_embeddings = len(layout.fields) + len(layout.event_types)
         n_features = n_embeddings * self.network.embedding_width + len(layout.dense)

@@ -1,4 +1,4 @@
-"""What a task's delay and a field's kind ask of their other settings."""
+"""What a task's delay, its weight and a field's kind ask of their other settings."""
 
 import pytest
 
@@ -24,6 +24,26 @@ def test_es_dfm_takes_no_other_weights(more: dict[str, float]) -> None:
     task = {"name": "click", "delay": "es_dfm", **more}
     with pytest.raises(ValueError, match="es_dfm weighs examples by itself"):
         Settings.model_validate({"tasks": [task]})
+
+
+VIEW, CLICK = {"name": "content_view"}, {"name": "click"}
+SHOWN = {"name": "shown", "event": "impression"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"tasks": [VIEW, CLICK]}, (0.33, 1.0)),
+        ({"tasks": [{**VIEW, "weight": 1.0}, {**CLICK, "weight": 0.0}]}, (1.0, 0.0)),
+        ({"tasks": [VIEW]}, (1.0,)),
+        ({"tasks": [VIEW, CLICK], "mode": "implicit"}, (1.0, 1.0)),
+        ({"tasks": [VIEW, SHOWN], "events": {"exposure": "impression"}}, (1.0, 0.33)),
+    ],
+)
+def test_the_exposures_own_task_weighs_a_third_beside_outcomes_unless_told_otherwise(
+    settings: dict[str, object], expected: tuple[float, ...]
+) -> None:
+    assert Settings.model_validate(settings).task_weights == expected
 
 
 def test_a_field_takes_as_many_ids_as_it_has_slots() -> None:
