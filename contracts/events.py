@@ -12,9 +12,8 @@ MAX_ATTRIBUTES = 128
 Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_LENGTH)] | int
 Text = Annotated[str, Meta(max_length=MAX_TEXT_LENGTH)]
 Scalar = Text | int | float | bool | None
-Attributes = Annotated[
-    dict[Annotated[str, Meta(max_length=MAX_ID_LENGTH)], Scalar | list[Scalar]], Meta(max_length=MAX_ATTRIBUTES)
-]
+Attribute = Scalar | list[Scalar]
+Attributes = Annotated[dict[Annotated[str, Meta(max_length=MAX_ID_LENGTH)], Attribute], Meta(max_length=MAX_ATTRIBUTES)]
 
 
 class Event(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):

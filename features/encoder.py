@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from contracts.batch import Float32s, Int64s, Rows
 from features.compiled import compiled, compiled_loop
+from features.foresight import foresee
 from features.idmap import Integer, find
 from features.profiles import (
     RANKING,
@@ -231,6 +232,7 @@ def _encode_events(
     n_item = events.item_attributes.shape[1]
     candidates = ties.shape[1]
     for e in range(len(events.kind)):
+        foresee(profiles, events.user, events.item, events.item_attributes, e, interests)
         user, item, now_ms = events.user[e], events.item[e], events.time_ms[e]
         goes_on = e > 0 and _same_instant(events, e - 1, e)
         if goes_on and item == events.item[e - 1]:

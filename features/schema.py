@@ -13,9 +13,24 @@ from features.hashing import EMPTY, BagHasher, FieldHasher, labels, missing_id, 
 
 USER_FIELD = "user_id"
 ITEM_FIELD = "item_id"
+OWNERS = ("item", "user", "context")
 COVISITS = ("sum", "cosine sum", "cosine max", "cosine latest")
 _LARGEST = 1e18
 """Beyond, a number is taken for unknown: nothing that an attribute measures, and its square would leave float32."""
+
+
+def fields_of(settings: Settings, owner: str) -> tuple[FieldSpec, ...]:
+    """The declared fields of an owner's attributes, in the settings' order."""
+    return tuple(field for field in settings.fields if field.owner == owner)
+
+
+def keys_of(settings: Settings, owner: str) -> tuple[str, ...]:
+    """Their keys, each once: two fields may read one attribute."""
+    return _keys(fields_of(settings, owner))
+
+
+def _keys(fields: tuple[FieldSpec, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(field.key for field in fields))
 
 
 class AttributeReader:
@@ -31,6 +46,7 @@ class AttributeReader:
         self.numeric = tuple(field for field in fields if field.kind == "numeric")
         self.several = tuple(field for field in fields if field.kind in ("multi", "text"))
         self.n_ids = len(self.categorical) + sum(field.n_ids for field in self.several)
+        self._keys = _keys(fields)
         self._hashers = tuple((field.key, FieldHasher(field.name)) for field in self.categorical)
         self._bags = tuple(
             (
@@ -52,17 +68,22 @@ class AttributeReader:
 
     def columns(self, attributes: Sequence[Mapping[str, object]]) -> tuple[Int64s, Float32s]:
         """The same of N events: shapes ``[N, n_ids]`` and ``[N, numeric]``."""
-        hashes = np.empty((len(attributes), self.n_ids), np.int64)
-        numbers = np.empty((len(attributes), len(self._numbers)), np.float32)
+        return self.of_values([[one.get(key) for one in attributes] for key in self._keys], len(attributes))
+
+    def of_values(self, values: Sequence[Sequence[object]], n_events: int) -> tuple[Int64s, Float32s]:
+        """The same of the values of each of the fields' keys (:func:`keys_of`), N each; None where not given."""
+        hashes = np.empty((n_events, self.n_ids), np.int64)
+        numbers = np.empty((n_events, len(self._numbers)), np.float32)
+        of_key = dict(zip(self._keys, values, strict=True))
         for place, (key, hasher) in enumerate(self._hashers):
-            hashes[:, place] = hasher.column([one.get(key) for one in attributes])
+            hashes[:, place] = hasher.column(of_key[key])
         at = len(self._hashers)
         for key, bag, n_slots in self._bags:
-            if len(attributes):
-                hashes[:, at : at + n_slots] = [bag(one.get(key)) for one in attributes]
+            if n_events:
+                hashes[:, at : at + n_slots] = list(map(bag, of_key[key]))
             at += n_slots
         for place, key in enumerate(self._numbers):
-            numbers[:, place] = [_number(one.get(key)) for one in attributes]
+            numbers[:, place] = list(map(_number, of_key[key]))
         return hashes, numbers
 
 
@@ -99,10 +120,7 @@ class FeatureSchema:
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """The schema that these settings ask for."""
-        item, user, context = (
-            AttributeReader(tuple(field for field in settings.fields if field.owner == owner))
-            for owner in ("item", "user", "context")
-        )
+        item, user, context = (AttributeReader(fields_of(settings, owner)) for owner in OWNERS)
         interests = min(settings.features.interests, len(item.categorical))
         types = settings.event_types
         half_lives_ms = settings.features.half_lives_ms

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import Struct
 
 from contracts.batch import Bools, Float32s, Int64s
-from contracts.events import Event
 from contracts.settings import Settings
 from features.compiled import compiled, compiled_loop
 from features.hashing import FieldHasher, hash_ids
 from features.idmap import Integer, mix
-from features.schema import ITEM_FIELD, USER_FIELD, FeatureSchema
+from features.schema import ITEM_FIELD, OWNERS, USER_FIELD, FeatureSchema, keys_of
 from streamer.batching import (
     EMIT,
     ITEM,
@@ -27,9 +27,11 @@ from streamer.batching import (
     TASK,
     TIME_MS,
     USER,
+    Piece,
     count,
     due,
 )
+from streamer.declared import FIELDS, by_field
 from streamer.deduplicate import Seen, seen
 from streamer.join import LATE, ORPHAN, Join, advance, expose, label, n_matured, set_label
 
@@ -76,45 +78,65 @@ class Tally(NamedTuple):
     late: Int64s  # [T]
 
 
+class Gathered(NamedTuple):
+    """N events as columns: what the loop looks at, and what goes with them into a batch."""
+
+    columns: Columns
+    hashes: tuple[Int64s, ...]
+    """Of the attributes of item, user and context, shape ``[N, n_ids]`` each."""
+    numbers: tuple[Float32s, ...]
+    """Shape ``[N, numeric]`` each."""
+    truth: Float32s | None
+    """The simulator's probabilities, shape ``[N, T]``; None where no event tells any."""
+
+    def piece(self, integers: Int64s, kept: Int64s) -> Piece:
+        """The part of a batch that :func:`take` made of the events at these places, as copies."""
+        return Piece(
+            integers.copy(),
+            tuple(one[kept] for one in self.hashes),
+            tuple(one[kept] for one in self.numbers),
+            None if self.truth is None else self.truth[kept],
+        )
+
+
 class Gatherer:
     """Makes columns of events."""
 
     def __init__(self, settings: Settings, schema: FeatureSchema) -> None:
-        self._readers = (schema.item, schema.user, schema.context)
+        self._readers = dict(zip(OWNERS, (schema.item, schema.user, schema.context), strict=True))
+        self._n_keys = {owner: len(keys_of(settings, owner)) for owner in OWNERS}
         self._tasks = schema.layout.tasks
         self._kinds = {name: kind for kind, name in enumerate(settings.event_types)}
         self._users, self._items = FieldHasher(USER_FIELD), FieldHasher(ITEM_FIELD)
         self._requests = FieldHasher("request_id", _REQUESTS_REMEMBERED)
 
-    def columns(self, events: Sequence[Event], partition: Int64s, first: Bools) -> Columns:
-        """What the loop looks at."""
+    def __call__(self, events: Sequence[Struct], partition: Int64s, first: Bools) -> Gathered:
+        """Columns of events as :class:`streamer.declared.Declared` has them.
+
+        :param partition: shape ``[N]``, their places in the join; ``first``: see :class:`Columns`.
+        """
         n_events = len(events)
-        return Columns(
-            kind=np.fromiter(map(self._kinds.__getitem__, [event.type for event in events]), np.int64, n_events),
-            user=self._users.column([event.user_id for event in events]),
-            item=self._items.column([event.item_id for event in events]),
-            time_ms=np.fromiter([event.ts_ms for event in events], np.int64, n_events),
-            event=hash_ids("event_id", [event.event_id for event in events]),
-            request=self._requests.column([event.request_id or None for event in events]),
+        of = dict(zip(FIELDS, by_field(events, len(FIELDS)), strict=True))
+        columns = Columns(
+            kind=np.fromiter(map(self._kinds.__getitem__, of["type"]), np.int64, n_events),
+            user=self._users.column(of["user_id"]),
+            item=self._items.column(of["item_id"]),
+            time_ms=np.array(of["ts_ms"], np.int64),
+            event=hash_ids("event_id", of["event_id"]),
+            request=self._requests.column([request or None for request in of["request_id"]]),
             partition=partition,
             first=first,
         )
-
-    def attributes(self, events: Sequence[Event]) -> tuple[tuple[Int64s, ...], tuple[Float32s, ...]]:
-        """What the model reads, of item, user and context: ``[N, n_ids]`` hashes, ``[N, numeric]`` numbers."""
-        maps: tuple[list[Mapping[str, object]], ...] = (
-            [event.item for event in events],
-            [event.user for event in events],
-            [event.context for event in events],
-        )
         hashes, numbers = zip(
-            *(reader.columns(of) for reader, of in zip(self._readers, maps, strict=True)), strict=True
+            *(
+                reader.of_values(by_field(of[owner], self._n_keys[owner]), n_events)
+                for owner, reader in self._readers.items()
+            ),
+            strict=True,
         )
-        return hashes, numbers
+        return Gathered(columns, hashes, numbers, self._truth(of["truth"]))
 
-    def truth(self, events: Sequence[Event]) -> Float32s | None:
-        """The simulator's probabilities, ``[N, T]``; None where no event tells any."""
-        told = [event.truth for event in events]
+    def _truth(self, told: Sequence[Mapping[str, float] | None]) -> Float32s | None:
         if not any(told):
             return None
         nan = float("nan")

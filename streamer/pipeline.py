@@ -14,6 +14,7 @@ Nothing here depends on how many records a poll returned, nor on the wall clock,
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from contracts.settings import Settings
 from features.encoder import Encoded, Encoder
 from features.profiles import load_profiles, n_evicted, new_profiles, save_profiles
 from features.schema import FeatureSchema
-from streamer.batching import KIND, MOST_BATCHES, N_INTEGERS, EventBuffer, Piece
+from streamer.batching import KIND, MOST_BATCHES, N_INTEGERS, EventBuffer
 from streamer.deadletter import DeadLetterSink
 from streamer.decode import EventDecoder
 from streamer.deduplicate import Deduplicator
@@ -38,8 +39,11 @@ from streamer.sources._base import Source
 
 _POLL_MS = 200
 _FLUSH_SECONDS = 30.0
-_CHUNK = 1000
+_CHUNK = 250
 """Records whose events are made into columns together: so many still fit into a processor's cache."""
+
+
+_PARTITION, _OFFSET = itemgetter(0, 1), itemgetter(2)  # of a record
 
 
 class Ingest:
@@ -191,11 +195,12 @@ class Ingest:
     def _take(self, records: Sequence[Record]) -> Iterator[Batch]:
         events, places, rejected = self._decoder.decode_all(records)
         place = np.array(places, np.int64)
-        partition_of = {one: self._joiner.partition(one) for one in {record[:2] for record in records}}
-        partition = np.array([partition_of[record[:2]] for record in records], np.int64)[place]
-        columns = self._gatherer.columns(events, partition, np.diff(place, prepend=-1) > 0)
-        attributes, numbers = self._gatherer.attributes(events)
-        truth = self._gatherer.truth(events)
+        partitions = list(map(_PARTITION, records))
+        place_of = {one: self._joiner.partition(one) for one in dict.fromkeys(partitions)}
+        owner = list(map(place_of.__getitem__, partitions))
+        offsets = list(map(_OFFSET, records))
+        partition = np.array(owner, np.int64)[place]
+        gathered = self._gatherer(events, partition, np.diff(place, prepend=-1) > 0)
         integers, kept = np.empty((N_INTEGERS, len(events)), np.int64), np.empty(len(events), np.int64)
         self._joiner.reserve(len(events))
         self._seen.reserve(len(events))
@@ -209,22 +214,14 @@ class Ingest:
                 self._buffer.counts,
                 self._buffer.limits,
                 self._rules,
-                columns,
+                gathered.columns,
                 at,
                 integers,
                 kept,
                 self._tally,
             )
-            chosen = kept[:n_kept]
-            self._buffer.add(
-                Piece(
-                    integers[:, :n_kept].copy(),
-                    tuple(one[chosen] for one in attributes),
-                    tuple(one[chosen] for one in numbers),
-                    None if truth is None else truth[chosen],
-                )
-            )
-            self._count(partition[chosen], integers[KIND, :n_kept])
+            self._buffer.add(gathered.piece(integers[:, :n_kept], kept[:n_kept]))
+            self._count(partition[kept[:n_kept]], integers[KIND, :n_kept])
             n_passed = int(place[end]) if end < len(events) else len(records)
             while error is not None and next_bad < n_passed:
                 self._dead_letters.send(records[next_bad], error.reason, error.detail)
@@ -232,8 +229,9 @@ class Ingest:
                 self._metrics.rejected.labels(error.reason).inc()
                 self._metrics.dead_letters.labels(error.reason).inc()
                 next_bad, error = next(bad)
-            for record in records[n_read:n_passed]:
-                self._offsets[record[:2]] = record.offset + 1
+            # Of each partition the last one stays.
+            for one, offset in dict(zip(owner[n_read:n_passed], offsets[n_read:n_passed], strict=True)).items():
+                self._offsets[self._joiner.partitions[one]] = offset + 1
             if end == len(events):
                 return
             n_read, at = n_passed, end

@@ -47,12 +47,10 @@ def check(data):
     for event in events:
         assert event.type in settings.event_types
         assert event.ts_ms <= NOW_MS + settings.events.max_future_ms
-    columns = gatherer.columns(events, np.zeros(len(events), np.int64), np.ones(len(events), np.bool_))
-    assert (columns.event != 0).all(), "0 is an empty cell"
-    hashes, numbers = gatherer.attributes(events)
-    assert all(len(one) == len(events) for one in (*hashes, *numbers))
-    assert not any(np.isinf(one).any() for one in numbers)
-    gatherer.truth(events)
+    gathered = gatherer(events, np.zeros(len(events), np.int64), np.ones(len(events), np.bool_))
+    assert (gathered.columns.event != 0).all(), "0 is an empty cell"
+    assert all(len(one) == len(events) for one in (*gathered.hashes, *gathered.numbers))
+    assert not any(np.isinf(one).any() for one in gathered.numbers)
 
 
 if __name__ == "__main__":
