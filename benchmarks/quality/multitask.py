@@ -32,7 +32,7 @@ from streamer.prefetch import ThreadFeed
 from streamer.simulator import ShopSimulator, SimulatorSettings
 
 _RIVAL = "single_task"
-_PURCHASE_RATE = 0.092  # of clicks, which are 6 % of exposures: with what comes after the log's end left out, .5 %
+_PURCHASE_RATE = 0.096  # of clicks, which are 6 % of exposures; those after the end of the log are missing
 
 
 def run(seed: int, n_events: int) -> dict[str, Any]:
