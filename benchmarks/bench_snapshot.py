@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from benchmarks.figures import RUNS, Figure, in_turn, show
+from benchmarks.figures import RUNS, Figure, in_turn, shares, show
 from benchmarks.pipeline import Run, evaluate, write_log
 from benchmarks.workloads import random_batches, shop_events, shop_settings, ten_field_settings
 from contracts.batch import Barrier, Batch, Int64s, Rows
@@ -232,9 +232,8 @@ def _pipeline_figures(pairs: int) -> list[Figure]:
     for what, unit, digits in (("events_per_second", "events/s", 0), ("cpu_us_per_event", "µs of processor/event", 2)):
         values = {name: [getattr(run, what) for run in runs] for name, runs in found.items()}
         made += [Figure(f"log → weights, {name}", values[name], unit, digits) for name in values]
-        without, with_deltas = values.values()
-        shares = [100 * one / other for one, other in zip(with_deltas, without, strict=True)]
-        made.append(Figure("with them, of that without, by pair", shares, "%", 1))
+        without, with_deltas = values
+        made += shares(values, with_deltas, {"with them, of that without, by pair": without})
     return made
 
 

@@ -1,7 +1,7 @@
 """How many examples a second one step learns: forward, backward, optimiser, embedding, prequential quality.
 
 Then what the signals and the options of the model cost: the default beside ids without behaviour features, field gates,
-attention over the histories, in turn.
+attention over the histories, in turn; and the default's rate as a share of the rates with less to see, by pair.
 
 python -m benchmarks.bench_step
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from benchmarks.figures import Figure, in_turn, rates, show
+from benchmarks.figures import Figure, in_turn, rates, shares, show
 from benchmarks.workloads import random_batches, ten_field_settings
 from contracts.batch import Batch, Layout, Rows
 from contracts.settings import Settings
@@ -20,6 +20,8 @@ from learner.trainer import Trainer, use_threads
 
 _BATCHES = 40
 _COMPARED_ROWS = 1024
+_ID_FIELDS, _TWO_IDS = "10 id fields, no behaviour", "user and item id alone"
+_DEFAULT = "all three signals (default)"
 TITLE = "Training step: 3 tasks, 10 id fields + history, width 16"
 
 
@@ -65,16 +67,14 @@ def _ways() -> dict[str, Callable[[], float]]:
     layout = FeatureSchema.of(settings).layout
     batches = random_batches(settings, _BATCHES, _COMPARED_ROWS)
     ways: dict[str, tuple[Settings, Layout]] = {
-        "user and item id alone": (settings, _of_ids(layout, 2)),
-        f"{len(layout.fields)} id fields, no behaviour": (settings, _of_ids(layout, len(layout.fields))),
-        "all three signals (default)": (settings, layout),
+        _TWO_IDS: (settings, _of_ids(layout, 2)),
+        _ID_FIELDS: (settings, _of_ids(layout, len(layout.fields))),
+        _DEFAULT: (settings, layout),
         "with model.field_gates": (ten_field_settings(model={"field_gates": True}), layout),
         'with model.history = "attention"': (ten_field_settings(model={"history": "attention"}), layout),
     }
     return {
-        f"mmoe, {name}, batches of {_COMPARED_ROWS}": partial(
-            _rate, Trainer(of, seen), [replace(batch, rows=_only(seen, batch.rows)) for batch in batches]
-        )
+        name: partial(_rate, Trainer(of, seen), [replace(batch, rows=_only(seen, batch.rows)) for batch in batches])
         for name, (of, seen) in ways.items()
     }
 
@@ -90,7 +90,9 @@ def figures() -> list[Figure]:
             trainer = Trainer(settings, FeatureSchema.of(settings).layout)
             values = rates(partial(_train, trainer, batches))
             made.append(Figure(f"{model}, batches of {n_rows}", values, "examples/s"))
-    return made + [Figure(what, values, "examples/s") for what, values in in_turn(_ways()).items()]
+    found = in_turn(_ways())
+    made += [Figure(f"mmoe, {way}, batches of {_COMPARED_ROWS}", found[way], "examples/s") for way in found]
+    return made + shares(found, _DEFAULT, {f"{_DEFAULT}, of {way}, by pair": way for way in (_ID_FIELDS, _TWO_IDS)})
 
 
 if __name__ == "__main__":

@@ -49,6 +49,18 @@ def in_turn(jobs: Mapping[str, Callable[[], T]], runs: int = RUNS) -> dict[str, 
     return found
 
 
+def shares(found: Mapping[str, Sequence[float]], one: str, others: Mapping[str, str]) -> list[Figure]:
+    """One job's rate in percent of others', by pair within a turn, so that a slow minute falls on both.
+
+    :param found: what :func:`in_turn` gave.
+    :param others: the jobs to compare with, by what the figure is called.
+    """
+    return [
+        Figure(what, [100 * own / rival for own, rival in zip(found[one], found[other], strict=True)], "%", 1)
+        for what, other in others.items()
+    ]
+
+
 def rates(work: Callable[[], int], runs: int = RUNS) -> list[float]:
     """Units per second of each run; the first call, which compiles and warms caches, is not counted."""
     work()

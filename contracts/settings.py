@@ -256,7 +256,8 @@ class EventSettings(_Section):
 
 
 class FeatureSettings(_Section):
-    """What is remembered of users and items (all bounded; the least recently used goes first)."""
+    """What is remembered of users and items, all bounded: of these the least recently used go first, of counters what
+    counts least (ADR 34)."""
 
     history_length: int = Field(default=8, ge=1, le=64)
     users: int = Field(default=200_000, ge=16)

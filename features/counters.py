@@ -1,8 +1,10 @@
 """Decayed counters in a set-associative table: a hard memory bound, no map to rebuild, compiled.
 
 A key (user × item, user × content value, item, …) hashes to a bucket of four ways. A new key takes an empty way, else
-the way that was used least recently, as a processor's cache does: what is forgotten is old, and how often that happens
-is counted. Each entry holds one count per event type and half-life, decayed lazily: c(t) = c(t₀)·2^(−(t−t₀)/h).
+the way that counts least: its slowest counts as decayed by now, of all event types together (as in
+:mod:`features.covisits`). Keys that are met once push out each other and no regular; a regular that stays away decays.
+How often a key is pushed out is counted. Each entry holds one count per event type and half-life, decayed lazily:
+c(t) = c(t₀)·2^(−(t−t₀)/h).
 """
 
 from collections.abc import Mapping
@@ -89,17 +91,44 @@ def read(
 
 
 @compiled
+def _kept(
+    table: Counters,
+    bucket: Integer,
+    way: Integer,
+    now_ms: Integer,
+    half_lives_ms: NDArray[np.float64],
+    exposure: Integer,
+) -> tuple[np.float32, np.float32]:
+    """What is left of an entry's slowest counts, as a factor, and the exposures, or all events (-1), among them."""
+    kept = exp2(-max(now_ms - table.heads[bucket, way, _LAST_MS], 0) / half_lives_ms[-1])
+    n_shown = np.float32(0.0)
+    for y in range(table.counts.shape[2]):
+        if exposure < 0 or y == exposure:
+            n_shown += table.counts[bucket, way, y, -1] * kept
+    return kept, n_shown
+
+
+@compiled
+def _room(table: Counters, bucket: Integer, now_ms: Integer, half_lives_ms: NDArray[np.float64]) -> Integer:
+    """The way for a new key: the first empty one, else that with the least decayed slowest count."""
+    for way in range(WAYS):
+        if table.heads[bucket, way, _KEY] == 0:
+            return way
+    chosen = 0
+    least = np.float32(np.inf)
+    for way in range(WAYS):
+        _, n_events = _kept(table, bucket, way, now_ms, half_lives_ms, -1)
+        if n_events < least:
+            chosen, least = way, n_events
+    return chosen
+
+
+@compiled
 def add(table: Counters, key: Integer, now_ms: Integer, kind: Integer, half_lives_ms: NDArray[np.float64]) -> None:
-    """Count one event of type ``kind`` for a key, evicting the bucket's least recently used key if need be."""
+    """Count one event of type ``kind`` for a key; a new one takes the way that is empty or counts least."""
     bucket, way = locate(table, key)
     if way < 0:
-        way = 0
-        for other in range(WAYS):
-            if table.heads[bucket, other, _KEY] == 0:
-                way = other
-                break
-            if table.heads[bucket, other, _LAST_MS] < table.heads[bucket, way, _LAST_MS]:
-                way = other
+        way = _room(table, bucket, now_ms, half_lives_ms)
         if table.heads[bucket, way, _KEY] != 0:
             table.evicted[0] += 1
         table.heads[bucket, way, _KEY] = key
@@ -118,24 +147,6 @@ def add(table: Counters, key: Integer, now_ms: Integer, kind: Integer, half_live
         table.heads[bucket, way, _LAST_MS] = now_ms
     for h in range(table.counts.shape[3]):
         table.counts[bucket, way, kind, h] += 1.0
-
-
-@compiled
-def _kept(
-    table: Counters,
-    bucket: Integer,
-    way: Integer,
-    now_ms: Integer,
-    half_lives_ms: NDArray[np.float64],
-    exposure: Integer,
-) -> tuple[np.float32, np.float32]:
-    """What is left of an entry's slowest counts, as a factor, and the exposures, or all events (-1), among them."""
-    kept = exp2(-max(now_ms - table.heads[bucket, way, _LAST_MS], 0) / half_lives_ms[-1])
-    n_shown = np.float32(0.0)
-    for y in range(table.counts.shape[2]):
-        if exposure < 0 or y == exposure:
-            n_shown += table.counts[bucket, way, y, -1] * kept
-    return kept, n_shown
 
 
 @compiled

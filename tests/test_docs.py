@@ -1,6 +1,7 @@
 """The pages hold what the deployment uses."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -99,3 +100,35 @@ def test_every_line_that_is_logged_is_in_the_operations_guide() -> None:
     table = text.partition("## Log lines")[2].partition("\n## ")[0]
     assert len(log_lines()) > 30
     assert {piece: place for piece, place in log_lines().items() if piece and piece not in table} == {}
+
+
+def pages() -> dict[str, str]:
+    """The text of every page that people read: READMEs and docs, by its path."""
+    files = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in files}
+
+
+def test_every_picture_a_page_shows_is_there() -> None:
+    shown = {
+        (page, picture)
+        for page, text in pages().items()
+        for names in re.findall(r"!\[[^\]]*\]\(([^)\s]+)|<img[^>]*\bsrc=\"([^\"]+)\"", text)
+        for picture in names
+        if picture and not picture.startswith("http")
+    }
+    assert ("docs/operations.md", "soak.svg") in shown
+    assert {(page, picture) for page, picture in shown if not (ROOT / page).parent.joinpath(picture).is_file()} == set()
+
+
+def test_every_benchmark_a_page_names_can_be_run() -> None:
+    named = {
+        (page, module)
+        for page, text in pages().items()
+        for module in re.findall(r"python -m (benchmarks(?:\.\w+)*)", text)
+    }
+    assert len({module for _, module in named}) > 10
+    for page, module in sorted(named):
+        found = importlib.util.find_spec(module)
+        assert found is not None, f"{page}: no module {module}"
+        if found.submodule_search_locations is not None:
+            assert importlib.util.find_spec(f"{module}.__main__") is not None, f"{page}: {module} cannot be run"

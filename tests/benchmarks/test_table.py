@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import load, names
-from benchmarks.figures import Figure, in_turn, show
+from benchmarks.figures import Figure, in_turn, shares, show
 from benchmarks.pipeline import Span
 from benchmarks.zipf_log import write_zipf_log, zipf_settings
 from contracts.records import Record
@@ -44,6 +44,18 @@ def test_the_warm_up_is_no_run() -> None:
     )
     assert calls == ["a", "b"] * 3
     assert found == {"a": [3, 5], "b": [4, 6]}
+
+
+def test_a_share_is_taken_within_each_turn_and_not_of_the_medians() -> None:
+    found = {"few": [200.0, 100.0, 400.0], "all": [120.0, 80.0, 100.0], "fewer": [240.0, 160.0, 200.0]}
+    [of_few, of_fewer] = shares(found, "all", {"all, of few": "few", "all, of fewer": "fewer"})
+    assert (of_few.what, list(of_few.values), of_few.unit) == ("all, of few", [60.0, 80.0, 25.0], "%")
+    assert (of_fewer.what, list(of_fewer.values)) == ("all, of fewer", [50.0] * 3)
+
+
+def test_shares_of_runs_that_are_no_pairs_are_refused() -> None:
+    with pytest.raises(ValueError, match="longer than argument 1"):
+        shares({"few": [1.0, 2.0], "all": [1.0]}, "all", {"all, of few": "few"})
 
 
 def test_a_rate_counts_neither_start_up_nor_the_first_batch_nor_the_wait_for_the_end() -> None:

@@ -235,3 +235,44 @@ def test_a_stream_that_waits_cannot_be_compared_with_one_that_does_not(log, tmp_
     config.write_text('tasks = [{ name = "click", delay = "wait" }]\nevents = { ignore = ["*"] }\n')
     result = evaluate(log, "-c", config, "--compare", "delay=fnc_in_loss")
     assert (result.exit_code, "compare with `delay=wait`" in result.stderr) == (1, True), result.output
+
+
+def by_delay(tmp_path, delay, *, wait='wait = "2s", '):
+    """A settings file whose outcomes are learned after a wait shorter than their windows."""
+    config = tmp_path / f"{delay}.toml"
+    outcomes = (("click", "10s"), ("purchase", "20s"))
+    tasks = [
+        '{ name = "content_view" }',
+        *(f'{{ name = "{name}", window = "{window}", {wait}delay = "{delay}" }}' for name, window in outcomes),
+    ]
+    config.write_text(f"tasks = [{', '.join(tasks)}]\n")
+    return config
+
+
+@pytest.mark.parametrize(("base", "rival"), [("delay_head", "es_dfm"), ("es_dfm", "delay_head")])
+def test_a_delay_head_and_es_dfm_are_compared_on_one_stream(log, tmp_path, base, rival):
+    plain, alone = (report_of(log, "--ranking", 0, "-c", by_delay(tmp_path, delay)) for delay in (base, rival))
+    report = report_of(log, "--ranking", 0, "-c", by_delay(tmp_path, base), "--compare", f"delay={rival}")
+    assert plain["tasks"] != alone["tasks"]
+    assert report["tasks"] == plain["tasks"], "the base learned something else"
+    [found] = report["compare"].values()
+    for task in found.values():
+        task.pop("difference")
+    assert found == alone["tasks"], "beside the base it learned something else than alone"
+
+
+@pytest.mark.parametrize("delay", ["delay_head", "es_dfm"])
+def test_a_delay_that_the_stream_does_not_tell_is_refused(log, delay):
+    """Windows of half an hour: the delay itself, with its wait of five minutes, would be fine."""
+    windows = [part for task in ("click", "purchase") for part in ("--window", f"{task}=30m")]
+    result = evaluate(log, *windows, "--compare", f"delay={delay}")
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit), result.output
+    told = result.stderr.splitlines()[-1]
+    for part in (
+        f"--compare delay={delay}",
+        "a stream by delay = fnc_in_loss does not tell when the labels of",
+        "One stream holds fnc_in_loss and wait",
+        "another one delay_head and es_dfm",
+        "Else run `evaluate` twice",
+    ):
+        assert part in told

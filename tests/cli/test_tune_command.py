@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import optuna
 import pytest
 
 from cli._study import Study, _difference
@@ -58,8 +59,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def arguments(*more, study="tune.db", out="tuned.toml"):
-    given = ["events.jsonl", "-c", "start.toml", "--space", "space.toml", "--study", study, "-o", out]
+def arguments(*more, study="tune.db", out="tuned.toml", log="events.jsonl"):
+    given = [log, "-c", "start.toml", "--space", "space.toml", "--study", study, "-o", out]
     return [sys.executable, "-m", "cli.main", "tune", *given, *map(str, more)]
 
 
@@ -102,6 +103,45 @@ def test_it_writes_better_settings_and_goes_on_where_it_was_stopped(folder):
     assert "as they are\n" not in again.stderr  # the start was not learned again
     assert again.stderr.count("trial ") == 4 - n_first
     assert "not sure" in again.stdout  # with one seed, nobody is
+
+
+def test_it_can_search_by_ndcg(folder):
+    """Of a shop with more items: nothing is ranked before two hundred are known."""
+    shop = SHOP.model_copy(update={"n_items": 400})
+    (folder / "wide.jsonl").write_bytes(
+        b"\n".join(msgspec.json.encode(event) for event in ShopSimulator(shop).events())
+    )
+    found = tune(
+        folder,
+        *("--metric", "ndcg", "--trials", 2, "--jobs", 1, "--seeds", 1),
+        study="ndcg.db",
+        out="by_ndcg.toml",
+        log="wide.jsonl",
+    )
+    assert found.returncode == 0, found.stderr
+    assert "ndcg" in found.stdout
+    settings = load_settings(folder / "by_ndcg.toml")
+    assert 1e-3 <= settings.train.learning_rate <= 1e-2
+    assert settings.model.width in (4, 8)
+
+
+@pytest.mark.parametrize(("metric", "start", "best"), [("ne", 0.6, 0.5), ("ndcg", 0.6, 0.7)])
+def test_of_entropy_the_least_is_the_best_and_of_ndcg_the_greatest(folder, tmp_path, monkeypatch, metric, start, best):
+    monkeypatch.setattr(Experiment, "begin", lambda self, _: (self, start))
+    experiment = Experiment(
+        folder / "start.toml", None, folder / "events.jsonl", None, (), EvaluationSettings(), metric
+    )
+    study = Study(tmp_path / "study.db", experiment, {"model.width": Choice((4, 5, 6))}, 0.5)
+    assert study.best == ({}, start)
+    for width, value in ((4, start), (5, 0.5), (6, 0.7)):
+        study._study.add_trial(
+            optuna.trial.create_trial(
+                params={"model.width": width},
+                distributions={"model.width": optuna.distributions.CategoricalDistribution((4, 5, 6))},
+                value=value,
+            )
+        )
+    assert study.best == ({"model.width": {0.5: 5, 0.7: 6}[best]}, best)
 
 
 def test_an_interrupt_keeps_the_trials_and_says_how_to_go_on(folder):

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
@@ -63,28 +64,68 @@ def test_an_event_older_than_the_newest_one_counts_in_full_and_turns_no_clock_ba
 
 
 @profile(deadline=None)
-@given(st.lists(st.integers(1, 9), max_size=40))
-def test_a_full_bucket_forgets_the_key_that_was_used_least_recently(keys: list[int]) -> None:
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, N_TYPES - 1)), max_size=40))
+def test_a_full_bucket_forgets_the_key_that_counts_least_by_its_slowest_half_life(
+    events: list[tuple[int, int]],
+) -> None:
     table = new_counters(4, N_TYPES, len(HALF_LIVES_MS))
-    recent: list[int] = []
+    kept: dict[int, list[int]] = {}
     n_evicted = 0
-    for now_ms, key in enumerate(keys):
-        add(table, key, now_ms, 0, HALF_LIVES_MS)
-        if key in recent:
-            recent.remove(key)
-        elif len(recent) == 4:
-            recent.pop(0)
+    for step, (key, kind) in enumerate(events):
+        now_ms = 10_000 * step
+        add(table, key, now_ms, kind, HALF_LIVES_MS)
+        if key not in kept and len(kept) == 4:
+            counts = {
+                one: sum(2 ** -((now_ms - time_ms) / HALF_LIVES_MS[-1]) for time_ms in times)
+                for one, times in kept.items()
+            }
+            [evicted] = [one for one in kept if locate(table, one)[1] < 0]
+            assert counts[evicted] <= min(counts.values()) + 1e-3
+            del kept[evicted]
             n_evicted += 1
-        recent.append(key)
-        assert {key for key in range(1, 10) if locate(table, key)[1] >= 0} == set(recent)
+        kept.setdefault(key, []).append(now_ms)
+        assert {key for key in range(1, 10) if locate(table, key)[1] >= 0} == set(kept)
     assert table.evicted[0] == n_evicted
+
+
+def test_what_is_met_once_pushes_out_no_regular() -> None:
+    """Three keys of four ways are viewed and clicked, then a hundred strangers come by, again and again."""
+    table = new_counters(4, N_TYPES, 2)
+    half_lives_ms = np.array([1_000.0, 1_000_000.0])
+    now_ms = 0
+    for visit in range(10):
+        for key in (1, 2, 3):
+            assert (locate(table, key)[1] >= 0) == (visit > 0)
+            for kind in range(N_TYPES):
+                add(table, key, now_ms, kind, half_lives_ms)
+        for stranger in range(100):
+            now_ms += 100
+            add(table, 1_000 + 100 * visit + stranger, now_ms, 1, half_lives_ms)
+    assert table.evicted[0] == 10 * 100 - 1
+    out = np.empty(N_TYPES * 2 + 1, np.float32)
+    counted = math.log1p(sum(2 ** -((now_ms - time_ms) / 1_000_000) for time_ms in range(0, now_ms, 10_000)))
+    for key in (1, 2, 3):
+        read(table, key, now_ms, half_lives_ms, out)
+        assert out[[1, 3]] == pytest.approx([counted] * 2, rel=1e-4)
+
+
+def test_a_regular_that_stays_away_is_pushed_out_by_what_is_new() -> None:
+    table = new_counters(4, N_TYPES, len(HALF_LIVES_MS))
+    for now_ms in range(0, 100_000, 1_000):
+        add(table, 1, now_ms, 0, HALF_LIVES_MS)
+    for new in (2, 3, 4):
+        add(table, new, 900_000, 0, HALF_LIVES_MS)
+    add(table, 5, 900_000, 0, HALF_LIVES_MS)
+    assert [locate(table, key)[1] >= 0 for key in (1, 2, 3, 4, 5)] == [False, True, True, True, True]
 
 
 def test_a_key_that_comes_back_starts_from_nothing() -> None:
     table = new_counters(4, N_TYPES, len(HALF_LIVES_MS))
-    for now_ms, key in enumerate([1, 1, 1, 2, 3, 4, 5, 1]):
+    for now_ms, key in enumerate([1, 2, 2, 3, 3, 4, 4, 5]):
         add(table, key, 10_000 * now_ms, 0, HALF_LIVES_MS)
-    np.testing.assert_allclose(_read(table, 1, 70_000)[:2], [math.log(2)] * 2)
+    assert locate(table, 1)[1] < 0
+    add(table, 1, 80_000, 0, HALF_LIVES_MS)
+    np.testing.assert_allclose(_read(table, 1, 80_000)[:2], [math.log(2)] * 2)
 
 
 def test_entries_are_rounded_up_to_a_power_of_two() -> None:

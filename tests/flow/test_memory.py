@@ -160,16 +160,26 @@ def test_a_part_that_is_full_takes_what_is_stated_in_arrays_and_in_resident_memo
 
 
 def test_each_user_item_pair_id_and_exposure_takes_the_bytes_in_the_documents() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "operations.md").read_text(encoding="utf-8")
+    readme = " ".join((root / "README.md").read_text(encoding="utf-8").split())
     table = text.partition("## Memory")[2].partition("\n## ")[0]
     settings = Settings()
+    stated = {}
     for part in PARTS[1:]:
         n = part.value(settings)
         each = round(part.n_bytes(settings, n) / n)
+        stated[part.setting] = each
         assert f"| `{part.setting}` | {n:,.0f} | {each:,} |" in table, (part.setting, n, each)
     capacity = 2_000_000
     assert f"{embedding_row_bytes(16)} bytes" in table
     assert 24 <= map_bytes(capacity) / capacity < 48
+    of_a_row = embedding_row_bytes(16) + 1  # and the mark that it changed
+    assert (
+        f"an embedding id takes {of_a_row + 24} to {of_a_row + 48} bytes, a user {stated['features.users']}, "
+        f"an item {stated['features.items']}, a pair {stated['features.pairs']}, an open exposure "
+        f"{stated['events.max_open']}, an event id {stated['events.deduplicate_max']} "
+    ) in readme
 
 
 def event(n, kind, request):

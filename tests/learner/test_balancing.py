@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from contracts.components import load, names
-from learner.balancing import dwa, famo, fixed, gradnorm, pcgrad, uncertainty, upgrad
+from learner.balancing import dwa, entropy, famo, fixed, gradnorm, pcgrad, uncertainty, upgrad
 from learner.balancing._cosine import task_gradient_cosines
 
 METHODS = names("learner.balancing")
@@ -63,7 +63,7 @@ def worked(make, n=40, user_weights=(1.0, 1.0, 1.0)):
 
 
 def test_the_methods_are_found() -> None:
-    assert {"fixed", "uncertainty", "dwa", "famo", "gradnorm", "upgrad", "pcgrad"} <= set(METHODS)
+    assert {"fixed", "entropy", "uncertainty", "dwa", "famo", "gradnorm", "upgrad", "pcgrad"} <= set(METHODS)
 
 
 def test_every_task_with_labels_gets_a_finite_positive_weight(make) -> None:
@@ -149,6 +149,21 @@ def test_the_fixed_method_is_the_weighted_sum() -> None:
 
 def test_a_task_counts_for_as_many_rows_as_it_has() -> None:
     assert total(fixed.Balancing([1.0, 1.0]), [0.6, 0.2], [8, 2]).item() == pytest.approx(0.6 + 0.2 * 2 / 8)
+
+
+def test_over_its_entropy_a_loss_that_says_the_base_rate_is_one() -> None:
+    rates = [0.5, 0.01]
+    levels = [-(p * math.log(p) + (1 - p) * math.log(1 - p)) for p in rates]
+    assert levels == pytest.approx([math.log(2), 0.0560015], rel=1e-5)
+    assert total(entropy.Balancing([1.0, 1.0]), levels, [8, 8], rates).item() == pytest.approx(2)
+    assert total(entropy.Balancing([1.0, 3.0]), levels, [8, 4], rates).item() == pytest.approx(1 + 3 / 2)
+
+
+def test_the_entropy_is_that_of_the_base_rate_of_now() -> None:
+    balancer = entropy.Balancing([1.0])
+    early, late = (weights(balancer, [0.3], [8], np.array([rate])).item() for rate in (0.5, 0.004))
+    assert early == pytest.approx(1 / math.log(2))
+    assert late == pytest.approx(1 / 0.0260779, rel=1e-4)
 
 
 def test_uncertainty_takes_a_gradient_step_on_s() -> None:

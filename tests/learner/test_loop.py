@@ -457,6 +457,22 @@ def test_prometheus_hears_of_steps_quality_table_and_snapshots(settings, layout,
     assert made.value("anabranch_snapshot_last_success_timestamp_seconds") == NOW_MS / 1000
 
 
+def test_prometheus_hears_of_gradients_and_gates(settings, layout, make_stream, monkeypatch) -> None:
+    monkeypatch.setattr("learner.trainer._LOOK_EVERY", 3)
+    made, batches = Loop(settings, layout), make_stream(settings, 8)
+    made.loop.run([*batches, barrier(9, event_time_ms=batches[-1].watermark_ms)])
+    cosines, entropies = made.trainer.cosines, made.trainer.gate_entropies
+    assert set(cosines) == set(itertools.combinations(layout.tasks, 2))
+    assert any(cosines.values())  # 0 where two tasks' labels are of other rows
+    for (one, other), cosine in cosines.items():
+        assert -1 <= cosine <= 1
+        assert made.value("anabranch_task_grad_cosine", a=one, b=other) == cosine
+    assert set(entropies) == set(layout.tasks)
+    for task, entropy in entropies.items():
+        assert 0 < entropy <= 1 + 1e-6
+        assert made.value("anabranch_gate_entropy", task=task) == entropy
+
+
 def test_every_counter_is_there_before_it_first_counts(settings, layout) -> None:
     made = Loop(settings, layout)
     made.loop.run([])
