@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from benchmarks.figures import RUNS, Figure, in_turn, shares, show
 from benchmarks.pipeline import Run, evaluate, write_log
 from benchmarks.workloads import random_batches, shop_events, shop_settings, ten_field_settings
-from contracts.batch import Barrier, Batch, Int64s, Rows
+from contracts.batch import Barrier, Batch, Int64s
 from contracts.settings import Settings
 from features.profiles import save_profiles
 from features.schema import FeatureSchema
@@ -55,14 +55,10 @@ def _filled(settings: Settings) -> Trainer:
 
 def touch(trainer: Trainer, ids: Int64s) -> None:
     """Look these ids up as seen, so that each has a row and the row has changed."""
-    n_fields, n_types = len(trainer.layout.fields), len(trainer.layout.event_types)
+    n_fields = len(trainer.layout.fields)
     for start in range(0, len(ids), _CHUNK):
         chunk = np.resize(ids[start : start + _CHUNK], (-(-len(ids[start : start + _CHUNK]) // n_fields), n_fields))
-        n = len(chunk)
-        history = np.zeros((n, n_types, trainer.layout.history_length), np.int64)
-        trainer.table.rows(
-            Rows(chunk, history, np.zeros((n, 0), np.float32), np.zeros(n, np.float32)), np.ones(n, np.bool_)
-        )
+        trainer.table.see(chunk, np.ones(len(chunk), np.bool_))
 
 
 def _pauses(trainer: Trainer, ids: Int64s) -> list[float]:

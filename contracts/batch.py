@@ -69,7 +69,10 @@ class Rows:
 
     @classmethod
     def joined(cls, parts: Sequence["Rows"]) -> "Rows":
-        """The rows of all parts, in order."""
+        """The rows of all parts, in order; where only one has any, that one itself."""
+        parts = [part for part in parts if len(part)] or parts[:1]
+        if len(parts) == 1:
+            return cls(*(getattr(parts[0], one.name) for one in fields(cls)))
         return cls(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)))
 
 

@@ -117,23 +117,29 @@ class EmbeddingTable:
         """Sightings that did not yet earn a row."""
         return int(self._counts[1])
 
-    def rows(self, rows: Rows, sightings: Bools | None = None) -> tuple[Int64s, Int64s]:
+    def rows(self, rows: Rows) -> tuple[Int64s, Int64s]:
         """Table rows of the examples' ids and histories.
 
-        :param sightings: shape ``[N]``: examples that count as seeing their ids (admission, recency); None: a look.
         :returns: shapes ``[N, C]`` and ``[N, Y, H]``; :data:`NO_ROW` where a slot or the history has none.
         """
         ids = np.empty(rows.ids.shape, np.int64)
         history = np.empty(rows.history.shape, np.int64)
-        if sightings is None:
-            _look(self._directory, self._n_fields, self._field, rows.ids, rows.history, ids, history)
-            return ids, history
+        _look(self._directory, self._n_fields, self._field, rows.ids, rows.history, ids, history, False)
+        return ids, history
+
+    def see(self, ids: Int64s, sightings: Bools, found: Int64s | None = None) -> None:
+        """Count ids, shape ``[N, C]``, as seen: some are admitted, and all that have rows are not old.
+
+        :param sightings: shape ``[N]``: the examples that count.
+        :param found: what :meth:`rows` says of these ids now, where that is known.
+        """
         self._counts[2] += 1
         _see(
             self._directory,
             self._n_fields,
             self._field,
-            rows.ids,
+            ids,
+            np.zeros_like(ids) if found is None else found,
             sightings,
             self._sketch,
             self._settings.admit_after,
@@ -142,10 +148,11 @@ class EmbeddingTable:
             self._accumulators,
             np.float32(self._settings.initial_accumulator),
             self._changed,
-            ids,
         )
-        _look(self._directory, self._n_fields, self._field, rows.ids[:0], rows.history, ids[:0], history)
-        return ids, history
+
+    def look_again(self, rows: Rows, ids: Int64s, history: Int64s) -> None:
+        """Bring what :meth:`rows` gave up to date with admissions since; with evictions since, nothing can."""
+        _look(self._directory, self._n_fields, self._field, rows.ids, rows.history, ids, history, True)
 
     def embed(self, ids: Int64s, history: Int64s) -> torch.Tensor:
         """Concatenated rows of the fields, of several values their mean; then each type's history, pooled.
@@ -296,9 +303,13 @@ def _look(
     history: Int64s,
     out_ids: Int64s,
     out_history: Int64s,
+    again: bool,
 ) -> None:
+    """``again``: only where a cold row was found before."""
     for n in range(ids.shape[0]):
         for c in range(ids.shape[1]):
+            if again and not 0 <= out_ids[n, c] < n_fields:
+                continue
             if ids[n, c] == EMPTY:
                 out_ids[n, c] = NO_ROW
                 continue
@@ -310,6 +321,8 @@ def _look(
     for n in range(history.shape[0]):
         for y in range(history.shape[1]):
             for h in range(history.shape[2]):
+                if again and not 0 <= out_history[n, y, h] < n_fields:
+                    continue
                 if n > 0 and history[n, y, h] == history[n - 1, y, h]:
                     out_history[n, y, h] = out_history[n - 1, y, h]
                 elif history[n, y, h] == 0:
@@ -325,6 +338,7 @@ def _see(
     n_fields: Integer,
     field: Int64s,
     ids: Int64s,
+    found: Int64s,
     sightings: Bools,
     sketch: NDArray[np.uint8],
     admit_after: Integer,
@@ -333,20 +347,22 @@ def _see(
     accumulators: Float32s,
     initial: Real,
     changed: Bools,
-    out: Int64s,
 ) -> None:
+    moved = False
     for n in range(ids.shape[0]):
         for c in range(ids.shape[1]):
             key = ids[n, c]
             if key == EMPTY:
-                out[n, c] = NO_ROW
                 continue
-            row = find(directory.keys, directory.rows, key)
+            row: Integer = found[n, c] - n_fields
+            if row < 0 or moved:
+                row = find(directory.keys, directory.rows, key)
             if row < 0 and sightings[n]:
                 seen = _sighted(sketch, key, counts)
                 if seen >= admit_after:
                     if is_full(directory):
                         evict(directory, directory.free[:0])
+                        moved = True
                         for r in range(len(directory.ids)):
                             if directory.ids[r] == 0:
                                 changed[r + n_fields] = True
@@ -359,7 +375,6 @@ def _see(
             if row >= 0:
                 directory.last_ms[row] = counts[2]
                 changed[row + n_fields] = True
-            out[n, c] = row + n_fields if row >= 0 else field[c]
 
 
 @compiled

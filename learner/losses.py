@@ -9,7 +9,6 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import logsigmoid
 
 from contracts.batch import Bools, Float32s, Int64s
 
@@ -85,7 +84,41 @@ def immediate_logits(logits: Tensor, immediate: Tensor) -> Tensor:
     :param logits: shape ``[N, T]``.
     :param immediate: shape ``[T]``, bool: the tasks learned this way; the others' logits stay as they are.
     """
-    return torch.where(immediate, logsigmoid(logits), logits)
+    scored: Tensor = _Immediate.apply(logits, immediate)
+    return scored
+
+
+class _Immediate(torch.autograd.Function):
+    """Value and slope in one pass, as :class:`_MaskedBce`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, immediate: Tensor) -> Tensor:
+        scored, slope = _immediate(logits.numpy(), immediate.numpy())
+        ctx.save_for_backward(torch.from_numpy(slope))
+        return torch.from_numpy(scored)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_scored: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * of_scored, None
+
+
+@njit(cache=True, nogil=True)
+def _immediate(logits: Float32s, immediate: Bools) -> tuple[Float32s, Float32s]:
+    """log σ(z) and its slope 1 − σ(z) for the immediate tasks, z and 1 for the others."""
+    scored, slope = np.empty(logits.shape, np.float32), np.empty(logits.shape, np.float32)
+    one, zero = np.float32(1.0), np.float32(0.0)
+    for n in range(logits.shape[0]):
+        for t in range(logits.shape[1]):
+            z = logits[n, t]
+            if immediate[t]:
+                decay = np.exp(-abs(z))
+                scored[n, t] = min(z, zero) - np.log1p(decay)
+                slope[n, t] = (decay if z > zero else one) / (one + decay)
+            else:
+                scored[n, t], slope[n, t] = z, one
+    return scored, slope
 
 
 @njit(cache=True, nogil=True)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from contracts.batch import Batch, Bools, Float32s, Int64s, Layout, Rows
 from contracts.memory import array_bytes
+from features.compiled import compiled_loop
 from learner.shadow import Shadow
 
 _FIRST_SLOTS = 1024
@@ -51,12 +52,11 @@ class ExampleStore:
             self._changed[batch.matured_slot] = True
 
     def _put_rows(self, batch: Batch) -> None:
-        kept = np.flatnonzero(batch.slot >= 0)
-        if not len(kept):
+        slot = batch.slot
+        if not len(slot) or slot.max() < 0:
             return
-        slot = batch.slot[kept]
         self._grow(int(slot.max()) + 1)
-        rows = batch.rows
+        rows, columns = batch.rows, self._columns
         for name, values in (
             ("ids", rows.ids),
             ("history", rows.history),
@@ -65,12 +65,13 @@ class ExampleStore:
             ("time_ms", batch.time_ms),
             ("list_id", batch.list_id),
         ):
-            self._columns[name][slot] = values[kept]
-        self._columns["logits"][slot] = 0.0
-        if "late" in self._columns:
-            self._columns["late"][slot] = 0.0
-        self._changed[slot] = True
-        self._columns["truth"][slot] = np.nan if batch.truth is None else batch.truth[kept]
+            _put(values.reshape(len(slot), -1), slot, columns[name].reshape(len(columns[name]), -1))
+        put = slot[slot >= 0]
+        columns["logits"][put] = 0.0
+        if "late" in columns:
+            columns["late"][put] = 0.0
+        self._changed[put] = True
+        columns["truth"][put] = np.nan if batch.truth is None else batch.truth[slot >= 0]
 
     def put_logits(self, slot: Int64s, logits: Float32s) -> None:
         """Keep the logits of this moment, shape ``[B, T]``, of the rows that were put into these slots; -1: of none."""
@@ -127,3 +128,12 @@ class ExampleStore:
             # In place: the system moves pages, not bytes. Nobody else holds these arrays.
             column.resize((n_slots, *column.shape[1:]), refcheck=False)
         self._changed = np.ones(n_slots, np.bool_)
+
+
+@compiled_loop
+def _put(values: NDArray[Any], slot: Int64s, column: NDArray[Any]) -> None:
+    """Rows of ``values``, shape ``[N, W]``, into their slots; -1: nowhere."""
+    for n in range(len(slot)):
+        if slot[n] >= 0:
+            for w in range(values.shape[1]):
+                column[slot[n], w] = values[n, w]

@@ -146,7 +146,9 @@ class Trainer:
             raw[waiting] = self.readout.raw(self.readout.conditional(residual)).numpy()
 
         now, then = np.flatnonzero(at_once), np.flatnonzero(self._to_learn(batch))
-        rows = Rows.joined([batch.rows.at(now), self._store.rows(batch.matured_slot[then])])
+        all_at_once = len(now) == len(batch.rows)
+        new = batch.rows if all_at_once else batch.rows.at(now)
+        rows = Rows.joined([new, self._store.rows(batch.matured_slot[then])])
         if not len(rows):
             require_finite("score", bool(np.isfinite(raw).all()), batch.rows.dense, self.layout)
             self._see(batch)
@@ -199,8 +201,12 @@ class Trainer:
 
         # Sound: from here on the batch leaves its traces.
         self._n_steps, self._mean_rows = step, mean_rows
-        if self._see(batch):
+        n_evicted, n_rows_before = self.table.n_evicted, self.table.n_rows
+        self._see(batch, ids[: len(now)] if all_at_once else None)
+        if self.table.n_evicted != n_evicted:
             ids, history = self.table.rows(rows)
+        elif self.table.n_rows != n_rows_before:
+            self.table.look_again(rows, ids, history)
         self._take_scores(batch, raw, ranked)
         share = self._late_share(late, behind, torch.from_numpy(learned))
         self.readout.calibrate(learned, labels, learn, None if share is None else share.numpy())
@@ -239,11 +245,9 @@ class Trainer:
         kept = ~skipped
         return replace(batch, matured_known=batch.matured_known & kept, matured_learn=batch.matured_learn & kept)
 
-    def _see(self, batch: Batch) -> bool:
-        """Count the batch's ids as seen; whether rows of the table now lie elsewhere."""
-        before = self.table.n_rows, self.table.n_evicted
-        self.table.rows(replace(batch.rows, history=batch.rows.history[:0]), ~batch.sampled)
-        return before != (self.table.n_rows, self.table.n_evicted)
+    def _see(self, batch: Batch, found: Int64s | None = None) -> None:
+        """Count the batch's ids as seen; ``found``: their rows in the table, where they are known."""
+        self.table.see(batch.rows.ids, ~batch.sampled, found)
 
     def _to_learn(self, batch: Batch) -> Bools:
         """Shape ``[M]``: matured rows that go through the network."""

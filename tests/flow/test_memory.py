@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks.workloads import random_batches
 from cli._assembly import assemble
-from contracts.batch import Rows
 from contracts.events import Event
 from contracts.memory import MIB, PARTS, array_bytes, embedding_row_bytes, map_bytes, plan
 from contracts.records import Record
@@ -99,8 +98,7 @@ def filled_table(settings, n_ids):
     table = EmbeddingTable(settings.embedding, settings.model.width, schema.layout.slots, 3, 0)
     for first in range(1, n_ids, _AT_ONCE):
         ids = np.arange(first, first + _AT_ONCE * n_fields).reshape(-1, n_fields)
-        history, nothing = np.zeros((_AT_ONCE, 3, 8), np.int64), np.zeros((_AT_ONCE, 0), np.float32)
-        table.rows(Rows(ids, history, nothing, nothing.sum(1)), np.ones(_AT_ONCE, np.bool_))
+        table.see(ids, np.ones(_AT_ONCE, np.bool_))
     return (table._directory, table._weights, table._accumulators, table._scratch, table._changed, table._sketch)
 
 

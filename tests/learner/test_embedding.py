@@ -32,7 +32,9 @@ def rows_of(ids, history=None):
 
 
 def see(made, ids, history=None):
-    return made.rows(rows_of(ids, history), np.ones(len(ids), np.bool_))
+    rows = rows_of(ids, history)
+    made.see(rows.ids, np.ones(len(ids), np.bool_))
+    return made.rows(rows)
 
 
 def by_row(made):
@@ -143,14 +145,34 @@ def test_an_id_gets_a_row_at_its_kth_sighting_and_starts_as_the_cold_row() -> No
 def test_sightings_within_one_batch_count() -> None:
     made = table(admit_after=2)
     ids, _ = see(made, [[101, 201, 301], [101, 202, 302]])
-    assert ids[0].tolist() == [0, 1, 2]
-    assert ids[1, 0] >= N_FIELDS
-    assert ids[1, 1:].tolist() == [1, 2]
+    assert ids[0, 0] == ids[1, 0] >= N_FIELDS
+    assert ids[:, 1:].tolist() == [[1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("n_ids", [40, 4000], ids=["with room", "full"])
+def test_rows_that_are_known_save_looking_and_change_nothing(n_ids: int) -> None:
+    rng = np.random.default_rng(1)
+    told, looking = table(admit_after=2, max_mib=0.1), table(admit_after=2, max_mib=0.1)
+    for _ in range(60):
+        examples = rows_of(*random_examples(rng, 50, n_ids=n_ids))
+        sightings = rng.random(50) < 0.8
+        ids, history = told.rows(examples)
+        before = told.n_evicted
+        told.see(examples.ids, sightings, ids)
+        looking.see(examples.ids, sightings)
+        if told.n_evicted == before:
+            told.look_again(examples, ids, history)
+            for found, wanted in zip((ids, history), looking.rows(examples), strict=True):
+                np.testing.assert_array_equal(found, wanted)
+    assert (told.n_evicted > 0) == (n_ids > 1000)
+    for name, wanted in looking.save().items():
+        np.testing.assert_array_equal(told.save()[name], wanted, err_msg=name)
 
 
 def test_a_sampled_item_is_no_sighting() -> None:
     made = table(admit_after=1)
-    ids, _ = made.rows(rows_of([[101, 201, 301]]), np.zeros(1, np.bool_))
+    made.see(np.array([[101, 201, 301]]), np.zeros(1, np.bool_))
+    ids, _ = made.rows(rows_of([[101, 201, 301]]))
     assert ids.tolist() == [[0, 1, 2]]
     assert made.n_rows == N_FIELDS
 
