@@ -231,7 +231,7 @@ def n_dense(settings: Sized) -> int:
     n_numbers: int = sum(field.kind == "numeric" for field in settings.fields)
     followed = _followed(settings)
     rates = len(settings.event_types) - (settings.mode == "exposure")
-    of_each: int = rates + (4 if features.trail else 0)
+    of_each: int = rates + (7 if features.trail else 0)
     return counters * (1 + 2 * followed) + of_each * followed + 2 * n_numbers
 
 

@@ -1,8 +1,10 @@
 """Item-item co-visitation: how often two items were chosen close to each other by one user, decayed, hard-bounded.
 
 Pairs have no order; how often an item was chosen is kept beside them, so that count(a, b) / √(count(a)·count(b)), the
-cosine of item-based collaborative filtering (Sarwar et al., WWW 2001), is three look-ups. A bucket of four ways fills
-one cache line; a new pair takes the place of the one that counts least, since most pairs are met once.
+cosine of item-based collaborative filtering (Sarwar et al., WWW 2001), is three look-ups. How many choices and pairs
+there were in all is kept there too: :func:`chance` tells by them how often two would meet if nothing went with
+anything. A bucket of four ways fills one cache line; a new pair takes the place of the one that counts least, since
+most pairs are met once.
 """
 
 from collections.abc import Mapping
@@ -53,6 +55,30 @@ def unordered(left: Integer, right: Integer) -> Integer:
 
 
 @compiled
+def choices_key(which: Integer) -> Integer:
+    """The key of all choices: of items (0), or of the values of one field (1, 2, …)."""
+    return pair_key(0, 2 * which + 1)  # no id is 0, so no pair has this key
+
+
+@compiled
+def meetings_key(which: Integer) -> Integer:
+    """The key of all pairs of them."""
+    return pair_key(0, 2 * which + 2)
+
+
+@compiled
+def chance(table: Covisits, which: Integer, now_ms: Integer) -> np.float32:
+    """What count(a)·count(b) is to be multiplied by for how often a and b would meet by chance; 0 where nothing met.
+
+    Of P pairs between N choices, either of a pair is an item with its share of the choices: 2P·count(a)·count(b) / N².
+    """
+    choices = count(table, choices_key(which), now_ms)
+    if choices <= 0.0:
+        return np.float32(0.0)
+    return np.float32(2.0) * count(table, meetings_key(which), now_ms) / (choices * choices)
+
+
+@compiled
 def _count(table: Covisits, state: Integer, now_s: Integer) -> np.float32:
     elapsed_s = max(now_s - (state & _SECONDS_MASK), 0)
     return np.float32(np.int32(state >> 32).view(np.float32) * exp2(-elapsed_s / table.half_life_s))
@@ -69,8 +95,8 @@ def count(table: Covisits, key: Integer, now_ms: Integer) -> np.float32:
 
 
 @compiled
-def add(table: Covisits, key: Integer, now_ms: Integer) -> None:
-    """Count once more; a new key takes the way that is empty or counts least."""
+def add(table: Covisits, key: Integer, now_ms: Integer, times: Integer = 1) -> None:
+    """Count so many times more; a new key takes the way that is empty or counts least."""
     now_s = now_ms // 1000
     bucket = np.int64(mix(key) & np.uint64(table.cells.shape[0] - 1))
     chosen = 0
@@ -93,7 +119,7 @@ def add(table: Covisits, key: Integer, now_ms: Integer) -> None:
     else:
         # An event older than the newest one counts in full, and turns no clock back.
         now_s = max(now_s, table.cells[bucket, chosen, _STATE] & _SECONDS_MASK)
-    bits = np.int64(np.float32(found + np.float32(1.0)).view(np.int32))
+    bits = np.int64(np.float32(found + np.float32(times)).view(np.int32))
     table.cells[bucket, chosen, _STATE] = (bits << 32) | (now_s & _SECONDS_MASK)
 
 

@@ -120,6 +120,7 @@ class Encoder:
             new_item,
             self._totals(),
             np.zeros(len(self.schema.event_types), np.float32),
+            self._trails(),
         )
         return Encoded(
             _cut(out, n_rows),
@@ -165,11 +166,15 @@ class Encoder:
             known,
             self._totals(),
             np.zeros(len(self.schema.event_types), np.float32),
+            self._trails(),
         )
         return _cut(out, len(items)), bool(known_user), known
 
     def _totals(self) -> Float32s:
         return np.zeros(self.profiles.trail.shape[1], np.float32)
+
+    def _trails(self) -> Float32s:
+        return np.zeros((len(self.schema.followed), 2), np.float32)
 
     def _empty(self, n_rows: int) -> RowSpace:
         layout = self.schema.layout
@@ -223,6 +228,7 @@ def _encode_events(
     new_item: NDArray[np.bool_],
     totals: Float32s,
     priors: Float32s,
+    trails: Float32s,
 ) -> tuple[int, int]:
     """The loop over the events; returns the number of rows and of ranking groups."""
     n_rows = 0
@@ -243,7 +249,7 @@ def _encode_events(
         i_row = item_row(profiles, item, now_ms)
         learn_attributes(profiles.users, u_row, events.user_attributes[e], events.user_numbers[e])
         learn_attributes(profiles.items, i_row, events.item_attributes[e], events.item_numbers[e])
-        viewer = Viewer(user, u_row, totals, priors)
+        viewer = Viewer(user, u_row, totals, priors, trails)
         if not goes_on:
             instant, of_viewer = e, -1
             total(profiles, viewer, now_ms)
@@ -356,11 +362,12 @@ def _encode_candidates(
     known: NDArray[np.bool_],
     totals: Float32s,
     priors: Float32s,
+    trails: Float32s,
 ) -> bool | np.bool_:
     u_row = find(profiles.users.keys, profiles.users.rows, user)
     if len(items) == 0:
         return u_row >= 0
-    viewer = Viewer(user, u_row, totals, priors)
+    viewer = Viewer(user, u_row, totals, priors, trails)
     total(profiles, viewer, now_ms)
     at = encode_user(
         profiles,

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from contracts.settings import FeatureSettings
 from features.compiled import compiled
 from features.counters import Counters, add, load_counters, new_counters, pair_key, save_counters
-from features.covisits import Covisits, load_covisits, new_covisits, save_covisits, unordered
+from features.covisits import (
+    Covisits,
+    choices_key,
+    load_covisits,
+    meetings_key,
+    new_covisits,
+    save_covisits,
+    unordered,
+)
 from features.covisits import add as count_together
 from features.directory import Directory, admit, evict, is_full, load_directory, new_directory, save_directory
 from features.idmap import Integer, Real, find, mix
@@ -191,12 +199,16 @@ def _walk(profiles: Profiles, u_row: Integer, which: Integer, item: Integer, now
         if trail[m] == item or trail[m] == 0:
             place = m
             break
+    n_pairs = 0
     for m in range(len(trail)):
         if trail[m] == 0:
             break
         if trail[m] != item:
             count_together(profiles.covisits, unordered(trail[m], item), now_ms)
+            n_pairs += 1
     count_together(profiles.covisits, item, now_ms)
+    count_together(profiles.covisits, choices_key(which), now_ms)
+    count_together(profiles.covisits, meetings_key(which), now_ms, n_pairs)
     for m in range(place, 0, -1):
         trail[m] = trail[m - 1]
     trail[0] = item

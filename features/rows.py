@@ -10,13 +10,15 @@ import numpy as np
 from contracts.batch import Float32s, Int64s
 from features.compiled import compiled
 from features.counters import pair_key, rates, read, shares
+from features.covisits import chance, unordered
 from features.covisits import count as count_of
-from features.covisits import unordered
 from features.fastmath import log1p
 from features.idmap import Integer, Real
 from features.profiles import CLIP, Float64s, Profiles, log_q
 
-N_COVISITS = 4
+N_COVISITS = 6
+_LEAST_RATIO, _MOST_RATIO = 1e-4, 1e4
+"""Of one meeting's odds: the product of sixty-four stays within a double."""
 
 
 class RowSpace(NamedTuple):
@@ -35,6 +37,7 @@ class Viewer(NamedTuple):
     row: Integer
     totals: Float32s  # [M + I·V], how often each item or value of the trails was chosen
     priors: Float32s  # [Y], share of each type among all events
+    trails: Float32s  # [1 + I, 2], of items and each field's values: chance to meet, popularity of those in the trail
 
 
 @compiled
@@ -96,6 +99,10 @@ def encode_user(
     else:
         read(profiles.values, viewer.id, now_ms, profiles.half_lives_ms, dense[:width])
     at = width
+    if len(viewer.totals) > 0:
+        for which in range(len(viewer.trails)):
+            dense[at] = viewer.trails[which, 1]
+            at += 1
     moment = profiles.items.numbers.shape[1]
     for k in range(len(numbers)):
         value = numbers[k]
@@ -111,11 +118,27 @@ def encode_user(
 
 
 @compiled
+def _popularity(totals: Float32s) -> np.float32:
+    """Mean log(1 + times chosen) of what a trail holds: whether its user goes for what all do; 0: it holds nothing."""
+    total_sum = np.float32(0.0)
+    length = 0
+    for m in range(len(totals)):
+        if totals[m] > 0.0:
+            total_sum += log1p(totals[m])
+            length += 1
+    return total_sum / np.float32(max(length, 1))
+
+
+@compiled
 def total(profiles: Profiles, viewer: Viewer, now_ms: Integer) -> None:
-    """Fill the viewer's totals, which do not depend on the item."""
+    """Fill in what of the viewer's trails does not depend on the item."""
     for m in range(len(viewer.totals)):
         item = profiles.trail[viewer.row, m] if viewer.row >= 0 else 0
         viewer.totals[m] = count_of(profiles.covisits, item, now_ms) if item != 0 else 0.0
+    if len(viewer.totals) > 0:
+        for which in range(len(viewer.trails)):
+            viewer.trails[which, 0] = chance(profiles.covisits, which, now_ms)
+            viewer.trails[which, 1] = _popularity(viewer.totals[profiles.trails[which] : profiles.trails[which + 1]])
     shares(profiles.values, profiles.missing[1], now_ms, profiles.half_lives_ms, profiles.exposure[0], viewer.priors)
 
 
@@ -123,24 +146,37 @@ def total(profiles: Profiles, viewer: Viewer, now_ms: Integer) -> None:
 def _encode_covisits(
     profiles: Profiles, viewer: Viewer, which: Integer, one: Integer, now_ms: Integer, out: Float32s
 ) -> None:
-    """How often an item, or a value, goes with those of the user's trail; square roots, since the cosines are small."""
-    first = profiles.trails[which]
+    """How often an item, or a value, goes with those of the user's trail; square roots, since the cosines are small.
+
+    The last two are the log of how much likelier it is after such a trail, if each of the trail told by itself (naive
+    Bayes): Σ log((met + 1) / (met by chance + 1)), over the root of the trail's length; then the same of the trail's
+    latest quarter. A cosine tells nothing of two that never met; of two that are chosen often that is telling.
+    """
+    first, end = profiles.trails[which], profiles.trails[which + 1]
     count_sum = np.float32(0.0)
     cosine_sum = np.float32(0.0)
     cosine_max = np.float32(0.0)
     cosine_latest = np.float32(0.0)
+    latest = first + max((end - first) // 4, 1)
+    lift, lift_latest = 1.0, 1.0
     own = np.float32(-1.0)
-    for m in range(first, profiles.trails[which + 1]):
+    by_chance = np.float32(0.0)
+    for m in range(first, end):
         if viewer.totals[m] <= 0.0:  # so are all where the viewer is not known
             continue
         other = profiles.trail[viewer.row, m]
         if other == one:
             continue
-        count = count_of(profiles.covisits, unordered(other, one), now_ms)
-        if count <= 0.0:
-            continue
         if own < 0.0:
             own = count_of(profiles.covisits, one, now_ms)
+            by_chance = own * viewer.trails[which, 0]
+        count = count_of(profiles.covisits, unordered(other, one), now_ms)
+        ratio = (count + np.float32(1.0)) / (viewer.totals[m] * by_chance + np.float32(1.0))
+        lift *= min(max(np.float64(ratio), _LEAST_RATIO), _MOST_RATIO)
+        if m < latest:
+            lift_latest = lift
+        if count <= 0.0:
+            continue
         cosine = count / np.sqrt(max(viewer.totals[m], count) * max(own, count))
         count_sum += count
         cosine_sum += cosine
@@ -149,6 +185,8 @@ def _encode_covisits(
             cosine_latest = cosine
     out[0], out[1] = log1p(count_sum), np.sqrt(cosine_sum)
     out[2], out[3] = np.sqrt(cosine_max), np.sqrt(cosine_latest)
+    out[4] = np.log(lift) / np.sqrt(max(end - first, 1))
+    out[5] = np.log(lift_latest) / np.sqrt(latest - first)
 
 
 @compiled

@@ -14,7 +14,7 @@ from features.hashing import EMPTY, BagHasher, FieldHasher, labels, missing_id, 
 USER_FIELD = "user_id"
 ITEM_FIELD = "item_id"
 OWNERS = ("item", "user", "context")
-COVISITS = ("sum", "cosine sum", "cosine max", "cosine latest")
+COVISITS = ("sum", "cosine sum", "cosine max", "cosine latest", "lift", "lift latest")
 _LARGEST = 1e18
 """Beyond, a number is taken for unknown: nothing that an attribute measures, and its square would leave float32."""
 
@@ -127,7 +127,12 @@ class FeatureSchema:
         counters = [f"{kind}:{half_life_ms // 1000}s" for kind in types for half_life_ms in half_lives_ms] + ["recency"]
         valued = [field.name for field in item.categorical[:interests]]
         number = ["value", "missing"]
-        of_user = [("user", counters), *((field.name, number) for field in user.numeric)]
+        followed = ["item", *valued] if settings.features.trail else []
+        of_user = [
+            ("user", counters),
+            *((f"user trail {name}", ["popularity"]) for name in followed),
+            *((field.name, number) for field in user.numeric),
+        ]
         exposure = types.index(settings.events.exposure) if settings.mode == "exposure" else -1
         rates = [kind for place, kind in enumerate(types) if place != exposure]
         groups = [
@@ -138,7 +143,7 @@ class FeatureSchema:
             ("item", counters),
             *((name, counters) for name in valued),
             *((f"{name} rate", rates) for name in ("item", *valued)),
-            *((f"{name} covisits", list(COVISITS)) for name in ("item", *valued) if settings.features.trail),
+            *((f"{name} covisits", list(COVISITS)) for name in followed),
             *((field.name, number) for field in item.numeric),
         ]
         fields = [field for reader in (item, user, context) for field in (*reader.categorical, *reader.several)]

@@ -18,6 +18,7 @@ from learner.ranking import RankingQuality
 from learner.trainer import Trainer
 
 _CANDIDATES = 100
+_COSINES = [name for name in COVISITS if name.startswith("cosine")]
 Metrics = dict[str, float]
 
 
@@ -113,8 +114,8 @@ class Memory(_Scorer):
         self._weights[_slowest(layout, "user x item")] = 10.0
         for field in layout.fields:
             self._weights[_slowest(layout, f"user x {field}")] = 3.0
-        cosines = {f"item covisits {name}": 3.0 for name in COVISITS[1:]}
-        cosines |= {f"{field} covisits {name}": 1.0 for field in layout.fields for name in COVISITS[1:]}
+        cosines = {f"item covisits {name}": 3.0 for name in _COSINES}
+        cosines |= {f"{field} covisits {name}": 1.0 for field in layout.fields for name in _COSINES}
         for place, name in enumerate(layout.dense):
             self._weights[place] = cosines.get(name, self._weights[place])
         self._weights[_slowest(layout, "item")] = 0.3

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from features.covisits import Covisits, add, count, load_covisits, new_covisits, save_covisits, unordered
+from features.covisits import (
+    Covisits,
+    add,
+    chance,
+    choices_key,
+    count,
+    load_covisits,
+    meetings_key,
+    new_covisits,
+    save_covisits,
+    unordered,
+)
 
 HALF_LIFE_MS = 10_000
 EVENTS = st.lists(st.tuples(st.sampled_from([-7, 1, 2, 1 << 62]), st.integers(0, 20)), max_size=40)
@@ -83,6 +94,37 @@ def test_an_event_older_than_the_newest_one_counts_in_full_and_turns_no_clock_ba
     add(table, 1, 20_000)
     assert count(table, 1, 50_000) == pytest.approx(2)
     assert count(table, 1, 60_000) == pytest.approx(1, rel=1e-4)
+
+
+def test_several_at_once_count_as_one_after_another() -> None:
+    table = new_covisits(4, HALF_LIFE_MS)
+    add(table, 1, 0, 3)
+    add(table, 1, 10_000, 2)
+    assert count(table, 1, 10_000) == pytest.approx(3.5)
+
+
+def test_what_is_chosen_at_random_meets_as_often_as_by_chance() -> None:
+    """Ten items, the first as frequent as all others together, pairs of a choice and the one before it."""
+    table, rng = new_covisits(256, 10**12), np.random.default_rng(0)
+    chosen = [int(one) for one in rng.choice(np.arange(1, 11), 20_000, p=[0.5, *[0.5 / 9] * 9])]
+    for one, before in zip(chosen[1:], chosen, strict=False):
+        add(table, one, 0)
+        add(table, choices_key(0), 0)
+        if one != before:
+            add(table, unordered(before, one), 0)
+        add(table, meetings_key(0), 0)
+    for one, other in ((1, 2), (1, 10), (2, 3)):
+        by_chance = chance(table, 0, 0) * count(table, one, 0) * count(table, other, 0)
+        assert count(table, unordered(one, other), 0) == pytest.approx(by_chance, rel=0.2)
+
+
+def test_before_anything_was_chosen_nothing_meets_by_chance() -> None:
+    assert chance(new_covisits(4, HALF_LIFE_MS), 0, 0) == 0
+
+
+def test_items_and_values_of_each_field_are_counted_apart() -> None:
+    keys = [key(which) for key in (choices_key, meetings_key) for which in range(5)]
+    assert len({*keys}) == 10
 
 
 def test_saved_and_loaded_it_counts_the_same() -> None:

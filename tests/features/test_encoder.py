@@ -254,6 +254,16 @@ def _times_chosen(chosen: list[tuple[int, int]], length: int) -> Counter[int]:
     return Counter(one for n, (user, one) in enumerate(chosen) if _trailing(chosen[:n], user, length)[:1] != [one])
 
 
+def _lift(own: int, trail: list[int], counts: Counter[frozenset[int]], totals: Counter[int]) -> float:
+    """Σ log((met + 1) / (met by chance + 1)); by chance, each place of a pair is anyone's by the share of choices."""
+    pairs, choices = counts.total(), max(totals.total(), 1)
+    return sum(
+        log((counts[frozenset({other, own})] + 1) / (2 * pairs * totals[own] * totals[other] / choices**2 + 1))
+        for other in trail
+        if other != own
+    )
+
+
 @pytest.mark.parametrize("followed", ["item", "item.category"])
 def test_covisits_in_a_row_are_those_of_item_based_collaborative_filtering(followed: str) -> None:
     """Against plain dictionaries, over a minute: nothing has decayed yet. Likewise of the items' categories."""
@@ -266,6 +276,7 @@ def test_covisits_in_a_row_are_those_of_item_based_collaborative_filtering(follo
     encoded = _encode(encoder, events)
     columns = [encoder.schema.layout.dense.index(f"{followed} covisits {name}") for name in COVISITS]
     length, n_some = dict(zip(encoder.schema.followed, encoder.schema.trails, strict=True))[followed], 0
+    popularity = encoder.schema.layout.dense.index(f"user trail {followed} popularity")
     for row, n in enumerate(encoded.event.tolist()):
         (user, own), counts = chosen[n], _chosen_together(chosen[:n], length)
         totals = _times_chosen(chosen[:n], length)
@@ -281,8 +292,13 @@ def test_covisits_in_a_row_are_those_of_item_based_collaborative_filtering(follo
             sqrt(sum(cosines.values())),
             sqrt(max(cosines.values(), default=0.0)),
             sqrt(cosines.get(0, 0.0)),
+            _lift(own, trail, counts, totals) / sqrt(length),
+            _lift(own, trail[: length // 4], counts, totals) / sqrt(length // 4),
         ]
         np.testing.assert_allclose(encoded.rows.dense[row, columns], expected, atol=2e-3)
+        popular = [log1p(totals[other]) for other in trail]
+        mean = sum(popular) / max(len(popular), 1)
+        assert encoded.rows.dense[row, popularity] == pytest.approx(mean, abs=1e-4)
         n_some += bool(cosines)
     assert n_some > 50
 
