@@ -1,7 +1,8 @@
 """Logarithm and power of two for compiled loops: a few times faster than the C library's, as exact as float32 needs.
 
-Both split the number into exponent and mantissa by its bits and take a short polynomial of the rest. Absolute error of
-:func:`log1p` below 1e-6, relative error of :func:`exp2` below 1e-5 (tests/features/test_fastmath.py).
+Both split the number into exponent and mantissa by its bits and take a short polynomial of the rest. Error of
+:func:`log` and :func:`log1p` below 1e-6, relative where the logarithm is above 1, relative error of :func:`exp2` below
+1e-5 (tests/features/test_fastmath.py).
 """
 
 import numpy as np
@@ -16,15 +17,21 @@ _LEAST_EXPONENT = np.float32(-126.0)
 
 
 @njit(cache=True, inline="always")
-def log1p(x: Real) -> np.float32:
-    """log(1 + x) for a finite x ≥ 0; ln m = 2·artanh((m − 1) / (m + 1)) for a mantissa m within √½ to √2."""
-    bits = np.float32(np.float32(1.0) + np.float32(x)).view(np.int32)
+def log(x: Real) -> np.float32:
+    """log(x) for a normal x > 0; ln m = 2·artanh((m − 1) / (m + 1)) for a mantissa m within √½ to √2."""
+    bits = np.float32(x).view(np.int32)
     shifted = np.int32(bits - _SQRT_HALF_BITS)
     mantissa = np.int32((shifted & _MANTISSA) + _SQRT_HALF_BITS).view(np.float32)
     s = (mantissa - np.float32(1.0)) / (mantissa + np.float32(1.0))
     s2 = s * s
     series = s * (np.float32(2.0) + s2 * (np.float32(2 / 3) + s2 * (np.float32(2 / 5) + s2 * np.float32(2 / 7))))
     return np.float32(np.float32(shifted >> 23) * _LN2 + series)
+
+
+@njit(cache=True, inline="always")
+def log1p(x: Real) -> np.float32:
+    """log(1 + x) for a finite x ≥ 0."""
+    return log(np.float32(1.0) + np.float32(x))
 
 
 @njit(cache=True, inline="always")

@@ -12,13 +12,15 @@ from features.compiled import compiled
 from features.counters import pair_key, rates, read, shares
 from features.covisits import chance, unordered
 from features.covisits import count as count_of
-from features.fastmath import log1p
+from features.fastmath import log, log1p
 from features.idmap import Integer, Real
 from features.profiles import CLIP, Float64s, Profiles, log_q
 
 N_COVISITS = 6
-_LEAST_RATIO, _MOST_RATIO = 1e-4, 1e4
-"""Of one meeting's odds: the product of sixty-four stays within a double."""
+_LEAST_LIFT, _MOST_LIFT = np.float32(1e-4), np.float32(1e4)
+"""Of one pair: the product of sixty-four, the most a trail holds, stays within a double."""
+_LEAST_ODDS, _MOST_ODDS = 1e-37, 1e37
+"""Of a trail: within a normal float32."""
 
 
 class RowSpace(NamedTuple):
@@ -158,10 +160,12 @@ def _encode_covisits(
     cosine_max = np.float32(0.0)
     cosine_latest = np.float32(0.0)
     latest = first + max((end - first) // 4, 1)
-    lift, lift_latest = 1.0, 1.0
+    lift, unmet, lift_latest, unmet_latest = 1.0, 1.0, 1.0, 1.0
     own = np.float32(-1.0)
     by_chance = np.float32(0.0)
     for m in range(first, end):
+        if m == latest:
+            lift_latest, unmet_latest = lift, unmet
         if viewer.totals[m] <= 0.0:  # so are all where the viewer is not known
             continue
         other = profiles.trail[viewer.row, m]
@@ -171,12 +175,11 @@ def _encode_covisits(
             own = count_of(profiles.covisits, one, now_ms)
             by_chance = own * viewer.trails[which, 0]
         count = count_of(profiles.covisits, unordered(other, one), now_ms)
-        ratio = (count + np.float32(1.0)) / (viewer.totals[m] * by_chance + np.float32(1.0))
-        lift *= min(max(np.float64(ratio), _LEAST_RATIO), _MOST_RATIO)
-        if m < latest:
-            lift_latest = lift
+        expected = viewer.totals[m] * by_chance + np.float32(1.0)
         if count <= 0.0:
+            unmet *= np.float64(min(expected, _MOST_LIFT))
             continue
+        lift *= np.float64(min(max((count + np.float32(1.0)) / expected, _LEAST_LIFT), _MOST_LIFT))
         cosine = count / np.sqrt(max(viewer.totals[m], count) * max(own, count))
         count_sum += count
         cosine_sum += cosine
@@ -185,8 +188,13 @@ def _encode_covisits(
             cosine_latest = cosine
     out[0], out[1] = log1p(count_sum), np.sqrt(cosine_sum)
     out[2], out[3] = np.sqrt(cosine_max), np.sqrt(cosine_latest)
-    out[4] = np.log(lift) / np.sqrt(max(end - first, 1))
-    out[5] = np.log(lift_latest) / np.sqrt(latest - first)
+    if own < 0.0:
+        out[4], out[5] = 0.0, 0.0
+        return
+    if latest >= end:
+        lift_latest, unmet_latest = lift, unmet
+    out[4] = log(min(max(lift / unmet, _LEAST_ODDS), _MOST_ODDS)) / np.sqrt(np.float32(end - first))
+    out[5] = log(min(max(lift_latest / unmet_latest, _LEAST_ODDS), _MOST_ODDS)) / np.sqrt(np.float32(latest - first))
 
 
 @compiled

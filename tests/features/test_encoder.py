@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from contracts.batch import Rows
 from contracts.settings import Settings
+from features.covisits import add, choices_key, meetings_key, unordered
 from features.encoder import Encoded, Encoder, EventColumns
 from features.hashing import EMPTY, hash_id, missing_id
 from features.profiles import load_profiles, new_profiles, save_profiles
@@ -301,6 +302,29 @@ def test_covisits_in_a_row_are_those_of_item_based_collaborative_filtering(follo
         assert encoded.rows.dense[row, popularity] == pytest.approx(mean, abs=1e-4)
         n_some += bool(cosines)
     assert n_some > 50
+
+
+def test_lift_is_finite_where_all_of_a_long_trail_meet_always_or_never() -> None:
+    """A trail of 64; counts of a million: the products stay within a double, their quotient within a float."""
+    settings = Settings.model_validate({"mode": "implicit", "features": {"trail": 64}})
+    schema = FeatureSchema.of(settings)
+    columns = [schema.layout.dense.index(f"item covisits {name}") for name in ("lift", "lift latest")]
+    for met in (0, 1_000_000):
+        encoder = Encoder(schema, new_profiles(settings.features, schema, 1.0, 0))
+        _encode(encoder, [Happened(item=item, time_ms=item) for item in range(1, 66)])
+        covisits, at_ms = encoder.profiles.covisits, 100
+        trail = [int(one) for one in encoder.profiles.trail[0]]
+        own = 10**9
+        for one in [own, *trail]:
+            add(covisits, one, at_ms, 1_000_000)
+        for one in trail if met else ():
+            add(covisits, unordered(own, one), at_ms, met)
+        add(covisits, choices_key(0), at_ms, 1 if met == 0 else 10**9)
+        add(covisits, meetings_key(0), at_ms, 1_000)
+        rows = _score(encoder, Happened(time_ms=at_ms), [own])[0]
+        lift, latest = rows.dense[0, columns].tolist()
+        assert np.isfinite([lift, latest]).all()
+        assert (lift > 5 and latest > 5) if met else (lift < -5 and latest < -5)
 
 
 @pytest.mark.parametrize("tasks", [["click"], ["impression", "click"]])

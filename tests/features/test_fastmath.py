@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
-from features.fastmath import exp2, log1p
+from features.fastmath import exp2, log, log1p
+
+
+@njit
+def _log(values: np.ndarray) -> np.ndarray:
+    return np.array([log(value) for value in values])
 
 
 @njit
@@ -25,6 +30,12 @@ def test_log1p_is_within_a_millionth_over_all_counts_and_elapsed_times() -> None
     exact = np.log1p(values)
     np.testing.assert_allclose(_log1p(values), exact, atol=1e-6, rtol=2e-7)
     assert _log1p(values)[0] == 0.0
+
+
+def test_log_is_within_a_millionth_over_all_odds() -> None:
+    values = np.logspace(-37, 37, 100_000)
+    np.testing.assert_allclose(_log(values), np.log(values), atol=1e-6, rtol=1e-6)
+    assert _log(np.array([1.0]))[0] == 0.0
 
 
 def test_exp2_is_within_a_hundred_thousandth_down_to_the_smallest_float() -> None:
