@@ -62,6 +62,8 @@ def foresee(profiles: Profiles, users: Int64s, items: Int64s, values: Int64s, e:
         if row >= 0:
             for which in range(1 + interests):
                 one = items[n] if which == 0 else values[n, which - 1]
+                if one != 0:
+                    _covisit(profiles.covisits, one)
                 for m in range(profiles.trails[which], profiles.trails[which + 1]):
                     other = profiles.trail[row, m]
                     if other == 0:
