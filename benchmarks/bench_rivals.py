@@ -17,13 +17,15 @@ from benchmarks.peers.joined import Joined
 from benchmarks.peers.ready_batches import ReadyBatches
 from benchmarks.peers.river_linear import River
 from benchmarks.peers.torch_loop import TorchLoop
+from benchmarks.peers.vowpal_wabbit import LOW_RANK, QUADRATIC, VowpalWabbit
 from benchmarks.pipeline import Run, evaluate, write_log
 from benchmarks.workloads import quiet_shop_events, quiet_shop_settings
 
 _EVENTS = 100_000
 _EASIER = (
     "Rivals, and our learner alone, get examples that are decoded and joined already; rivals know every outcome at its "
-    "exposure already. River and Vowpal Wabbit: three single-task processes at once, on both cores."
+    "exposure already. Those with our features see what our model sees, computed before the clock starts. River and "
+    "Vowpal Wabbit: three single-task processes at once, on both cores."
 )
 
 
@@ -61,11 +63,12 @@ def figures(n_events: int = _EVENTS, runs: int = RUNS) -> list[Figure]:
 
 
 def _rivals(path: Path, folder: Path, joined: Joined) -> list[Rival]:
-    made: list[Rival] = [ReadyBatches(path, quiet_shop_settings()), River(joined)]
+    both, inputs = joined.with_behaviour(), ", our features"
+    made: list[Rival] = [ReadyBatches(path, quiet_shop_settings()), River(joined), River(both, inputs)]
     if not vowpal_wabbit.why_not():
         made += [
-            vowpal_wabbit.VowpalWabbit(joined, folder, flags)
-            for flags in (vowpal_wabbit.QUADRATIC, vowpal_wabbit.LOW_RANK)
+            *(VowpalWabbit(joined, folder / "ids", flags) for flags in (QUADRATIC, LOW_RANK)),
+            *(VowpalWabbit(both, folder / "features", flags, inputs) for flags in (QUADRATIC, LOW_RANK)),
         ]
     return [*made, TorchLoop(joined, 1), TorchLoop(joined, 2)]
 

@@ -6,7 +6,7 @@ same.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Joined:
     :param fields: names of the id columns.
     :param ids: shape ``[N, F]``, hashes of the values; a rival takes each as a string or a number of its own.
     :param numbers: shape ``[N, K]``, numeric attributes, standardised.
+    :param behaviour: shape ``[N, D]``, our dense features: those numbers, and what the profiles know of user and item.
     :param tasks: each task's labelled rows.
     :param n_events: events that these rows were made of.
     """
@@ -52,8 +53,13 @@ class Joined:
     fields: tuple[str, ...]
     ids: Int64s
     numbers: Float32s
+    behaviour: Float32s
     tasks: Mapping[str, Labelled]
     n_events: int
+
+    def with_behaviour(self) -> "Joined":
+        """The same rows, with all that our own model sees."""
+        return replace(self, numbers=self.behaviour)
 
     def in_order(self, task: str) -> tuple[Int64s, Float32s]:
         """Rows and labels of a task in the order of exposure: the order in which a rival learns."""
@@ -87,10 +93,12 @@ class Joined:
             made.take(ingest.close_open_windows())
         layout = ingest.schema.layout
         numeric = [column for column, name in enumerate(layout.dense) if name.endswith(" value")]
+        dense = np.concatenate(made.dense)
         return cls(
             fields=layout.fields,
             ids=np.concatenate(made.ids),
-            numbers=np.concatenate(made.dense)[:, numeric],
+            numbers=dense[:, numeric],
+            behaviour=dense,
             tasks={name: made.labelled(column) for column, name in enumerate(layout.tasks)},
             n_events=ingest.n_events,
         )

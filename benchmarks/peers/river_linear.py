@@ -25,11 +25,13 @@ class _Input(NamedTuple):
 
 
 class River:
-    """Ids and attributes one-hot, by name; numbers as they are."""
+    """Ids and attributes one-hot, by name; numbers as they are.
 
-    name = f"River {version('river')}, logistic regression × 3"
+    :param inputs: what is told of them behind the name.
+    """
 
-    def __init__(self, joined: "Joined") -> None:
+    def __init__(self, joined: "Joined", inputs: str = "") -> None:
+        self.name = f"River {version('river')}, logistic regression × 3{inputs}"
         self._joined = joined
 
     def run(self) -> Result:

@@ -31,6 +31,10 @@ def why_not() -> str:
     return "Vowpal Wabbit is not installed: pip install -c constraints.txt -e '.[bench]'"
 
 
+_FEW = 8
+"""Numbers that stand with the item's labels; more, our behaviour features, are no part of `-q ui` and `--lrq ui`."""
+
+
 class _Input(NamedTuple):
     data: Path
     predictions: Path
@@ -38,14 +42,15 @@ class _Input(NamedTuple):
 
 
 class VowpalWabbit:
-    """Namespaces u, i and c of user, item and context.
+    """Namespaces u, i and c of user, item and context; n of our behaviour features.
 
     :param folder: where its text files go; those of another instance are used again.
-    :param flags: besides :data:`COMMON`.
+    :param flags: besides :data:`COMMON`; ``inputs``: what is told of the inputs behind the name.
     """
 
-    def __init__(self, joined: "Joined", folder: Path, flags: tuple[str, ...]) -> None:
-        self.name = f"Vowpal Wabbit {version('vowpalwabbit')}, {' '.join(flags)} × 3"
+    def __init__(self, joined: "Joined", folder: Path, flags: tuple[str, ...], inputs: str = "") -> None:
+        folder.mkdir(exist_ok=True)
+        self.name = f"Vowpal Wabbit {version('vowpalwabbit')}, {' '.join(flags)} × 3{inputs}"
         self._joined = joined
         self._inputs = []
         for task in joined.tasks:
@@ -87,6 +92,10 @@ def _lines(joined: "Joined", task: str) -> list[str]:
             f"|{space} {' '.join(f'{column}={of_row[column]:x}' for column in of_space)}"
             for space, of_space in columns.items()
         ]
-        spaces[1] += "".join(f" n{place}:{value:.5g}" for place, value in enumerate(of_numbers))
+        told = "".join(f" n{place}:{value:.5g}" for place, value in enumerate(of_numbers) if value)
+        if len(of_numbers) > _FEW:
+            spaces.append(f"|n{told}")
+        else:
+            spaces[1] += told
         lines.append(f"{'1' if label else '-1'} {' '.join(spaces)}\n")
     return lines

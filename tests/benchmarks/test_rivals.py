@@ -57,10 +57,13 @@ def test_our_learner_is_measured_on_as_many_examples_as_rivals_are(log: Path, jo
     assert result.events_per_second > 0
 
 
-@pytest.mark.parametrize("name", ["river", "torch", "vw"])
+@pytest.mark.parametrize("name", ["river", "river, our features", "torch", "vw", "vw, our features"])
 def test_a_rival_learns_all_tasks(name: str, joined: Joined, tmp_path: Path) -> None:
     rival: Rival
-    if name == "river":
+    if "our features" in name:
+        joined = joined.with_behaviour()
+        assert joined.numbers.shape[1] > 50
+    if name.startswith("river"):
         rival = River(joined)
     elif name == "torch":
         rival = TorchLoop(joined, 1)
