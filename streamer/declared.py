@@ -6,7 +6,7 @@ has just those costs half of decoding into dictionaries, and as columns they are
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -47,6 +47,7 @@ class Declared:
                 parts.append((field.name, field.type, field.default))
         self._type = msgspec.defstruct("DeclaredEvent", parts, kw_only=True, gc=False)
         self.decode = msgspec.json.Decoder(self._type).decode
+        # Then an attribute that is not declared is read, too, and has to be one.
         if any(map(_NO_FIELD, itertools.chain(*self._keys.values()))):
             decode_event = msgspec.json.Decoder(Event).decode
             self.decode = lambda value: self.of(decode_event(value))
@@ -57,6 +58,17 @@ class Declared:
             owner: made(*map(getattr(event, owner).get, self._keys[owner])) for owner, made in self._owners.items()
         }
         return self._type(**{name: owners.get(name, getattr(event, name)) for name in FIELDS})
+
+    def event(self, declared: Any, others: Mapping[str, Mapping[str, Any]]) -> Event:
+        """The inverse of :meth:`of`, with attributes that are not declared, by owner."""
+        given = {
+            owner: dict(zip(keys, astuple(getattr(declared, owner)), strict=True)) for owner, keys in self._keys.items()
+        }
+        owners = {
+            owner: {**others[owner], **{key: value for key, value in found.items() if value is not None}}
+            for owner, found in given.items()
+        }
+        return Event(**{name: owners.get(name, getattr(declared, name)) for name in FIELDS})
 
     def require_float_range(self, event: Any) -> None:
         """Refuse a whole number that no float can hold.

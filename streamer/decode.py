@@ -61,7 +61,7 @@ class EventDecoder:
         latest_ms = self._clock_ms() + self._max_future_ms
         if self._mapping is not None:
             return self._map(self._mapping, record, latest_ms)
-        return [self._whole(record.value) for _ in self._read(record, latest_ms)]
+        return [self._whole(record.value, event) for event in self._read(record, latest_ms)]
 
     def decode_all(self, records: Sequence[Record]) -> "Decoded":
         """Many records at once, as far as their attributes are declared; the bad ones are told with their places."""
@@ -123,13 +123,17 @@ class EventDecoder:
             )
         return value
 
-    def _whole(self, value: bytes) -> Event:
+    def _whole(self, value: bytes, declared: Any) -> Event:
         """An event that was read as declared, with its other attributes, as far as they can be ones."""
         try:
             return self._decode_event(value)
-        except ValueError:
+        except (ValueError, RecursionError):
+            pass
+        try:
             row = self._decode_row(value)
-            return msgspec.convert({**row, **{owner: attributes_in(row.get(owner)) for owner in OWNERS}}, Event)
+        except (ValueError, RecursionError):
+            row = {}  # what was passed over cannot be read at all
+        return self._declared.event(declared, {owner: attributes_in(row.get(owner)) for owner in OWNERS})
 
     def _map(self, mapping: Mapping, record: Record, latest_ms: int) -> list[Event]:
         row = self._row(mapping, self._bounded(record.value))

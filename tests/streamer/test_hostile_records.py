@@ -74,7 +74,16 @@ TEXTS = {
     "many keys": _with("item", "{" + ",".join(f'"k{n}":1' for n in range(50_000)) + "}"),
     "a list without end": _with("item", '{"brand":[' + "1," * 200_000 + "1]}"),
 }
-HOSTILE = {**DEEP, **NUMBERS, **TEXTS}
+PASSED_OVER = {
+    f"not declared: {name}": _with("item", f'{{"a":{raw},"brand":"x"}}')
+    for name, raw in {
+        "1e400": "1e400",
+        "nested": '{"b":[[1]]}',
+        "surrogate": '"\\ud800"',
+        "10**400": "1" + "0" * 400,
+    }.items()
+}
+HOSTILE = {**PASSED_OVER, **DEEP, **NUMBERS, **TEXTS}
 each = pytest.mark.parametrize("value", HOSTILE.values(), ids=list(HOSTILE))
 
 
@@ -109,6 +118,15 @@ def test_a_hostile_record_is_an_event_or_a_bad_record(value: bytes, mapped: bool
     for _, error in decoded.rejected:
         assert error.detail.encode()
     assert len(decoded.rejected) + len(msgspec.json.decode(msgspec.json.encode(decoded.events))) == 1
+    # Whoever shows a record says of it what the ingest does.
+    if decoded.rejected:
+        with pytest.raises(BadRecordError) as caught:
+            decoder.decode(record)
+        assert caught.value.reason == decoded.rejected[0][1].reason
+    else:
+        [event], [read] = decoder.decode(record), decoded.events
+        brand, _ = msgspec.structs.astuple(read.item)  # type: ignore[attr-defined]
+        assert (event.event_id, event.item.get("brand")) == (read.event_id, brand)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("value", DEEP.values(), ids=list(DEEP))
