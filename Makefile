@@ -34,8 +34,8 @@ test: $(READY) ## Run every test (those that need Apache Kafka skip, and say so,
 crash-matrix: $(READY) ## Kill the learner at every point of a publish, then it, its ingest or both 200 times at random; a broker gone for a minute
 	$(BIN)/pytest -q -rs -m matrix tests/flow $(ARGS)
 
-soak: $(BENCH_READY) $(KAFKA_READY) ## Learn over simulated weeks with restarts, 25 minutes; fails where something grows (ARGS="--plot F.svg")
-	$(BIN)/python -m benchmarks.soak $(ARGS)
+soak: $(BENCH_READY) $(KAFKA_READY) ## Learn over simulated weeks with restarts, 25 minutes; fails where something grows; draws soak.svg (ARGS="--plot F.svg")
+	$(BIN)/python -m benchmarks.soak --plot soak.svg $(ARGS)
 
 fuzz: $(READY) ## Feed the decoder bytes nobody would send, for a minute (SECONDS=60), by atheris
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"

@@ -5,6 +5,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+from learner.snapshot import SnapshotDamagedError, SnapshotLockedError
+
 ROOT = Path(__file__).resolve().parent.parent
 ROW = re.compile(r"^\| `(anabranch_\w+)` \| (counter|gauge|histogram) \|(.*?)\| (.+?) \| (\w+) \|$", re.MULTILINE)
 
@@ -85,7 +87,7 @@ def log_lines() -> dict[str, str]:
                 match node:
                     case ast.Call(
                         func=ast.Attribute(
-                            value=ast.Name(id="log" | "logger"),
+                            value=ast.Name(id="log" | "logger") | ast.Call(func=ast.Attribute(attr="getLogger")),
                             attr="info" | "warning" | "error" | "exception" | "critical",
                         ),
                         args=[ast.Constant(value=str(line)), *_],
@@ -100,6 +102,52 @@ def test_every_line_that_is_logged_is_in_the_operations_guide() -> None:
     table = text.partition("## Log lines")[2].partition("\n## ")[0]
     assert len(log_lines()) > 30
     assert {piece: place for piece, place in log_lines().items() if piece and piece not in table} == {}
+
+
+ENDING = {
+    "BrokerError",
+    "DeadLetterError",
+    "IngestProcessError",
+    "OffsetsLostError",
+    "OtherSettingsError",
+    "SnapshotError",
+    "SnapshotSupersededError",
+}
+"""The errors that end `learn`, beside those of settings, of the disk and of a damaged or locked store."""
+ELSEWHERE = ("embedded broker", "is in use. Stop what listens there", "cannot be started")
+"""In lines of these errors that only `broker` and `demo` can end with."""
+
+
+def ending_lines() -> dict[str, list[str]]:
+    """By place, the fixed pieces of each error that ends `learn`, the longest first."""
+    found = {}
+    for package in ("streamer", "learner", "cli"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                match node:
+                    case ast.Call(func=ast.Name(id=name), args=[text, *_]) if name in ENDING:
+                        texts = [one.value for one in ast.walk(text) if isinstance(one, ast.Constant)]
+                        pieces = [piece for one in texts if isinstance(one, str) for piece in re.split("`", one)]
+                        told = sorted((piece.strip() for piece in pieces), key=len, reverse=True)
+                        # An error passed on has no words of its own.
+                        if len(told[0] if told else "") > 5 and not any(no in " ".join(told) for no in ELSEWHERE):
+                            found[f"{file.relative_to(ROOT)}:{node.lineno}"] = told
+    return found
+
+
+def test_every_line_that_learn_ends_with_is_in_the_operations_guide() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = text.partition("## Lines it ends with")[2].partition("\n## ")[0]
+    assert len(ending_lines()) > 20
+    unknown = {
+        place: pieces
+        for place, pieces in ending_lines().items()
+        if not any(len(piece) >= 10 and piece in table for piece in pieces)
+    }
+    assert unknown == {}
+    for error in (SnapshotLockedError(Path("snapshots"), "process 1"), SnapshotDamagedError(1, "a", "b")):
+        told = str(error).replace("snapshots", "…").replace("process 1", "…").replace("00000001", "…")
+        assert told[:24].partition(" a:")[0] in table, told
 
 
 def pages() -> dict[str, str]:

@@ -4,16 +4,21 @@ A line of JSON on standard input is a run; a line of JSON is the reply: its exit
 behind. Forks start in a moment, which is what makes hundreds of kills affordable; each is a process of its own, killed
 where it stands.
 
-``kill`` is a point that the run itself dies at, ``[what, nth]``: the nth ``step``, halfway through; the nth
-``barrier``, before the store is told; the nth point in disk operations of the first ``publish``, or of the ``cleanup``
-at the start (exit 99: there were fewer), or of the deltas. ``after_seconds``: the driver kills it from outside.
+``kill`` is a point that the run itself dies at, ``[what, which]``: the nth ``step``, halfway through; the nth
+``barrier``, before the store is told; of the disk operations of the first ``publish``, of the ``cleanup`` at the start
+or of the deltas the nth point, or the first whose name matches a pattern (exit 99: there were fewer, or none). A point
+is named by what is done to what, numbers left out: ``rename LATEST``, ``make_folder version.tmp``. A write has three:
+``write manifest.json``, before it; ``… half``; ``… whole``, not synced. A removal has two: before it, and ``… half``.
+``after_seconds``: the driver kills it from outside.
 ``victim`` is who dies of two processes: the ``learner`` (if none is named), the ``ingest`` or ``both``.
 """
 
 import contextlib
 import ctypes
+import fnmatch
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -40,51 +45,64 @@ def kill_ingest(pid):
                 os.kill(int(child), signal.SIGKILL)
 
 
+def name_of(path):
+    """What a path is to the store, whatever its number: `version`, `version.tmp`, `LATEST.tmp`, `delta`, ..."""
+    return re.sub(r"^(?:v[0-9]{8}|(LATEST|delta)(?:-[0-9]{6})?)(?:\.[0-9]+)?", lambda m: m[1] or "version", path.name)
+
+
 class Countdown:
-    """Counts points down to the one to die at; in a phase that is not its own it does not count."""
+    """Waits for the point to die at: the nth, or one of a name; in a phase that is not its own it does not look."""
 
-    def __init__(self, what, nth, victim):
-        self.what, self.left, self.phase, self.victim = what, nth, "cleanup", victim
+    def __init__(self, what, which, victim):
+        self.what, self.which, self.phase, self.victim = what, which, "cleanup", victim
+        self.n_passed = 0
 
-    def due(self, what=None):
-        if (what or self.phase) == self.what:
-            self.left -= 1
-            return self.left == 0
-        return False
+    def due(self, what, point=""):
+        if what != self.what:
+            return False
+        self.n_passed += 1
+        if isinstance(self.which, str):
+            return fnmatch.fnmatchcase(point, self.which)
+        return self.n_passed == self.which
 
 
 def arm(countdown):
     from learner.disk import Disk
     from learner.embedding import EmbeddingTable
     from learner.snapshot import SnapshotStore
+    from learner.writer import SnapshotWriter
 
-    def dying(original, partly=lambda *_: None):
-        def operation(*arguments, **names):
-            if countdown.due():
+    def dying(operation, partly):
+        """The operation, with a point before it and one behind each part of it."""
+        original = getattr(Disk, operation)
+
+        def died_in(self, *arguments, **names):
+            point = f"{operation} {name_of(arguments[-1] if operation == 'rename' else arguments[0])}"
+            if countdown.due(countdown.phase, point):
                 die(countdown.victim)
-            if partly is not None and countdown.due():
-                partly(*arguments, **names)
-                die(countdown.victim)
-            return original(*arguments, **names)
+            for part, do in partly.items():
+                if countdown.due(countdown.phase, f"{point} {part}"):
+                    do(*arguments)
+                    die(countdown.victim)
+            return original(self, *arguments, **names)
 
-        return operation
+        setattr(Disk, operation, died_in)
 
-    def half_a_file(_, path, parts, **_names):
+    def half_a_file(path, parts):
         data = b"".join(parts)
         path.write_bytes(data[: len(data) // 2])
 
-    def half_a_folder(_, folder):
+    def a_file_not_synced(path, parts):
+        path.write_bytes(b"".join(parts))
+
+    def half_a_folder(folder):
         for path in sorted(folder.iterdir())[::2]:
             path.unlink()
 
-    def a_file_not_synced(_, path, parts, **_names):
-        path.write_bytes(b"".join(parts))
-
-    write = dying(Disk.write, a_file_not_synced)
-    Disk.write = dying(write, half_a_file)
-    Disk.remove = dying(Disk.remove, half_a_folder)
-    for name in ("make_folder", "sync_folder", "rename"):
-        setattr(Disk, name, dying(getattr(Disk, name), None))
+    dying("write", {"half": half_a_file, "whole": a_file_not_synced})
+    dying("remove", {"half": half_a_folder})
+    for operation in ("make_folder", "sync_folder", "rename"):
+        dying(operation, {})
 
     update, publish, acquire = EmbeddingTable.update, SnapshotStore.publish, SnapshotStore.acquire
     publish_delta = SnapshotStore.publish_delta
@@ -109,6 +127,12 @@ def arm(countdown):
             return publish_delta(self, *arguments, **names)
         finally:
             countdown.phase = "learning"
+
+    if countdown.what == "delta":
+        # However quick the machine: what is written is waited for, so that the next poll can cut a delta behind it.
+        for begin in ("snapshot", "delta"):
+            begun = getattr(SnapshotWriter, begin)
+            setattr(SnapshotWriter, begin, lambda self, barrier, begun=begun: (begun(self, barrier), self.wait()))
 
     EmbeddingTable.update, SnapshotStore.publish = updated, published
     SnapshotStore.publish_delta = published_delta

@@ -60,8 +60,9 @@ def test_a_broker_that_is_gone_for_a_while_costs_time_and_nothing_else(
             apache_broker.start()
 
 
+@pytest.mark.parametrize("name", CLIENTS)
 def test_a_member_that_joins_and_leaves_the_group_again_and_again_changes_nothing(
-    apache_kafka, topic, flow, undisturbed, produce, stream_of, load, same_state
+    name, apache_kafka, topic, flow, undisturbed, produce, stream_of, load, same_state
 ):
     reference, expected = undisturbed
     stream = stream_of(apache_kafka, topic, reference.events)
@@ -70,7 +71,7 @@ def test_a_member_that_joins_and_leaves_the_group_again_and_again_changes_nothin
     group = re.search('group = "(.*)"', flow.config.read_text())[1]
     n_taken = 0
 
-    with flow.learn() as run:
+    with flow.start("learn", "-c", flow.config, environment=client(name)) as run:
         run.until(lambda: run.consumed() >= 100)
         loader = load(stream, 100, N_EVENTS)
         while loader.is_alive():
@@ -92,7 +93,7 @@ def test_a_member_that_joins_and_leaves_the_group_again_and_again_changes_nothin
             member.close()
         loader.join()
         learned(run, N_EVENTS)
-    assert n_taken >= 1
+    assert n_taken >= 3
     assert re.search(rf"gave back {topic}\[0\]\n(.*\n)*?.* assigned {topic}\[0\] from [1-9]", run.output)
     same_state(flow.newest(), expected, topic, reference.topic)
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from learner.snapshot import SnapshotStore
+from learner.snapshot_files import VersionFolder
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 DRIVER = Path(__file__).parent / "crash_driver.py"
@@ -28,14 +31,16 @@ class Driver:
             text=True,
         )
 
-    def run(self, flow, number, keep=2, processes=1, victim="learner", **how):
-        """Learn to the end, or to the kill; the exit status. Nothing of it may be left running."""
+    def run(self, flow, number, keep=2, processes=1, victim="learner", group=None, **how):
+        """Learn to the end, or to the kill; the exit status. Nothing of it may be left running.
+
+        :param group: None: one of its own, so that nobody waits until the broker misses the killed member.
+        """
         order = {
             "arguments": ["learn", "-c", str(flow.config), "--until-end"],
-            # A group of its own: nobody waits until the broker misses the killed member.
             "environment": {
                 "ANABRANCH__PROCESSES": str(processes),
-                "ANABRANCH__KAFKA__GROUP": f"{flow.folder.name}-{number}",
+                "ANABRANCH__KAFKA__GROUP": group or f"{flow.folder.name}-{number}",
                 "ANABRANCH__SNAPSHOT__KEEP": str(keep),
                 "ANABRANCH__SNAPSHOT__DELTA_SECONDS": "0.005",
             },
@@ -70,7 +75,7 @@ def a_way_to_die(chance, within_seconds):
     """At a moment from outside, or at a point inside."""
     if chance.random() < 0.5:
         return {"after_seconds": chance.uniform(0.05, within_seconds)}
-    most = {"step": 12, "barrier": 3, "publish": 70, "cleanup": 3, "delta": 20}
+    most = {"step": 12, "barrier": 3, "publish": 63, "cleanup": 3, "delta": 20}
     what = chance.choice([*most, "publish"])
     return {"kill": [what, chance.randint(1, most[what])]}
 
@@ -105,35 +110,104 @@ def test_twenty_kills_at_random_leave_no_trace_in_the_end_state(driver, straight
     assert random_kills(driver, straight, tmp_path, same_state, 20, seed=1) >= 20
 
 
-CHOSEN = [
-    ("step", 1),
-    ("step", 4),
-    ("barrier", 1),
-    ("barrier", 2),
-    ("publish", 1),  # before the folder is made
-    ("publish", 3),  # the first file half written
-    ("publish", 4),  # whole, not synced
-    ("publish", 5),  # synced, before the next one
-    ("cleanup", 2),  # half of what the last one left is removed
+def lying(flow, latest):
+    """What lies in the snapshots' folder, in words: what a run left unfinished, and whether `latest` is the latest."""
+    found = set()
+    named = int(re.match(r"v([0-9]{8}) ", (flow.snapshots / "LATEST").read_text())[1])
+    if named != latest:
+        assert named > latest, "LATEST never goes back"
+        found.add("LATEST moved")
+    # What a kill left of a delta stays with its version, and goes with it.
+    for path in [*flow.snapshots.iterdir(), *(flow.snapshots / f"v{named:08d}").iterdir()]:
+        version = re.match(r"v([0-9]{8})(.*)", path.name)
+        if path.name.endswith(".tmp") and path.is_dir():
+            number = int(re.match(r"v([0-9]{8})", path.relative_to(flow.snapshots).parts[0])[1])
+            is_whole = (path / "manifest.json").exists() and not VersionFolder(path, number).verify(quick=False)
+            found.add(f"{path.name.partition('-')[0] if not version else 'version'}.tmp{'' if is_whole else ', torn'}")
+        elif path.name.endswith(".tmp"):
+            is_whole = re.fullmatch(r"v[0-9]{8} [0-9a-f]{8}\n", path.read_text())
+            found.add(f"LATEST.tmp{'' if is_whole else ', torn'}")
+        elif version and not version[2] and int(version[1]) > named:
+            assert VersionFolder(path, int(version[1])).verify(quick=False) == []
+            found.add("a version above LATEST")
+    if len(list(flow.snapshots.glob("v????????"))) > 2 + ("a version above LATEST" in found):
+        found.add("one version too many")
+    return found
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize(
+    "n_kills", [5, pytest.param(40, marks=[pytest.mark.matrix, pytest.mark.timeout(1800)])], ids=["few", "many"]
+)
+def test_kills_at_random_on_apache_kafka_in_one_group_leave_no_trace_in_the_end_state(
+    n_kills, driver, straight, undisturbed, topic, tmp_path, same_state
+):
+    """Each run finds the dead member of the one before in its group. The reference is the driver's, not killed."""
+    stream, _ = undisturbed
+    calm = type(straight.flow)(tmp_path / "calm")
+    calm.folder.mkdir()
+    calm.configure(stream)
+    assert driver.run(calm, "straight") == 0
+    reference = type(straight)(stream, calm, {})
+    how = {"group": topic, "within_seconds": 3.0, "seed": 5}
+    assert random_kills(driver, reference, tmp_path, same_state, n_kills, **how) >= n_kills
+
+
+CHOSEN = [("step", 1), ("step", 4), ("barrier", 1), ("barrier", 3)]
+# In this order: what one leaves, the next one finds.
+NAMED = [
+    ("publish", "make_folder version.tmp", set()),
+    ("publish", "write *.safetensors half", {"version.tmp, torn"}),
+    ("cleanup", "remove version.tmp half", {"version.tmp, torn"}),
+    ("publish", "write manifest.json half", {"version.tmp, torn"}),
+    ("publish", "write manifest.json whole", {"version.tmp"}),
+    ("publish", "sync_folder version.tmp", {"version.tmp"}),
+    ("publish", "rename version", {"version.tmp"}),
+    ("cleanup", "remove version.tmp", {"version.tmp"}),
+    ("publish", "sync_folder snapshots", {"a version above LATEST"}),
+    ("publish", "write LATEST.tmp", {"a version above LATEST"}),
+    ("publish", "write LATEST.tmp half", {"a version above LATEST", "LATEST.tmp, torn"}),
+    ("publish", "rename LATEST", {"a version above LATEST", "LATEST.tmp"}),
+    ("cleanup", "rename version.rolled-back", {"a version above LATEST"}),
+    ("publish", "rename version.tmp", {"LATEST moved", "one version too many"}),
+    ("publish", "remove version.tmp", {"LATEST moved", "one version too many", "version.tmp"}),
+    ("publish", "remove version.tmp half", {"LATEST moved", "one version too many", "version.tmp, torn"}),
+]
+NAMED_OF_DELTAS = [
+    ("make_folder delta.tmp", set()),
+    ("write *.safetensors half", {"delta.tmp, torn"}),
+    ("write manifest.json whole", {"delta.tmp"}),
+    ("rename delta", {"delta.tmp"}),
 ]
 
 
-def test_a_kill_within_a_batch_before_a_publish_and_in_each_kind_of_write_leaves_no_trace(
+def test_a_kill_within_a_batch_before_a_publish_and_at_each_step_of_one_leaves_what_it_must_and_no_trace_in_the_end(
     driver, straight, flow, same_state
 ):
+    """Between a sync and a rename, of the version and of LATEST; while an old one is deleted; at the clean-up."""
     flow.configure(straight.stream, every_events=150)
     for number, point in enumerate(CHOSEN):
         assert driver.run(flow, number, kill=point) == -9, point
+    for what, point, expected in NAMED:
+        latest = flow.newest().manifest.version
+        assert driver.run(flow, f"{what} {point}", kill=(what, point)) == -9, point
+        assert lying(flow, latest) == expected, point
+        assert flow.newest().skipped == ()
+        assert (flow.newest().manifest.version > latest) == ("LATEST moved" in expected)
     assert driver.run(flow, "end") == 0
+    assert lying(flow, flow.newest().manifest.version) == set()
     same_state(flow.newest(), straight.flow.newest())
 
 
 def test_a_kill_within_a_delta_leaves_no_trace(driver, straight, flow, same_state):
-    flow.configure(straight.stream, every_events=1_500)  # time for deltas in between
-    for number, nth in enumerate((1, 2)):  # before its folder is made; its first file half written
-        # A quick machine is through before its second delta is cut.
-        assert driver.run(flow, number, kill=("delta", nth)) in ((-9,) if nth == 1 else (-9, 0)), nth
-        assert flow.newest().skipped == ()
+    flow.configure(straight.stream, every_events=600)
+    for point, expected in NAMED_OF_DELTAS:
+        latest = flow.newest().manifest.version if flow.snapshots.exists() else 0
+        assert driver.run(flow, point, kill=("delta", point)) == -9, point
+        newest = flow.newest()
+        assert {one for one in lying(flow, latest) if "version" not in one} == {"LATEST moved", *expected}, point
+        assert newest.skipped == ()
+        assert list(SnapshotStore(flow.snapshots).deltas(newest.manifest.version, 0)) == []
     assert driver.run(flow, "end") == 0
     same_state(flow.newest(), straight.flow.newest())
 

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 
 import pytest
+from kafka import KafkaConsumer, TopicPartition
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -47,6 +48,16 @@ def test_a_run_killed_again_and_again_ends_in_the_same_state_bit_for_bit(straigh
     same_state(flow.newest(), straight.flow.newest())
 
 
+def ends_of(servers, topic):
+    """Where each partition ends, as the broker tells it."""
+    consumer = KafkaConsumer(bootstrap_servers=servers)
+    try:
+        places = [TopicPartition(topic, partition) for partition in consumer.partitions_for_topic(topic)]
+        return {str(place.partition): end for place, end in consumer.end_offsets(places).items()}
+    finally:
+        consumer.close()
+
+
 @pytest.mark.kafka
 def test_over_four_partitions_no_event_is_learned_twice_or_missed(apache_kafka, topic, flow, make, produce, stream_of):
     events = make(3_000, seed=4)
@@ -57,11 +68,13 @@ def test_over_four_partitions_no_event_is_learned_twice_or_missed(apache_kafka, 
     with flow.learn() as run:
         run.until(lambda: 2 in versions(flow))
         run.kill()
+    assert sum(flow.newest().manifest.offsets[topic].values()) < len(events), "killed short of the end"
     report = json.loads(flow.learn_to_the_end("--json", "-").splitlines()[-1])
 
     count = Counter(event.type for event in events)
     snapshot = flow.newest()
     assert snapshot.manifest.n_events == report["events"] == len(events)
+    assert snapshot.manifest.offsets == {topic: ends_of(apache_kafka, topic)}
     assert len(snapshot.manifest.offsets[topic]) == 4
     assert all(snapshot.manifest.offsets[topic].values()), "every partition should have events"
     assert sum(snapshot.manifest.offsets[topic].values()) == len(events)

@@ -1,4 +1,4 @@
-"""A learner that stands still, or is frozen until Kafka throws it out, while a burst comes in on Apache Kafka."""
+"""A learner that is slow, stands still or is frozen until Kafka throws it out, while a burst comes on Apache Kafka."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from confluent_kafka import Producer
 from kafka import KafkaAdminClient, KafkaProducer
 
 from streamer.broker import create_topics
@@ -19,6 +20,25 @@ PADDING = b"x" * 16_000
 BATCHES_AHEAD = 8  # the ring, and one on either side of it
 MOST_READ = N_BEFORE + BATCHES_AHEAD * N_ROWS + N_POLLED
 MOST_GROWN_MIB = 64  # librdkafka reads 32 MiB ahead and then a fetch of 8; the rest is the allocator's
+SLOW_PER_SECOND = 120  # events that a learner takes which is slowed down
+BURST_PER_SECOND, BURST_SECONDS, TIMES = 24 * SLOW_PER_SECOND, 2.5, 20
+N_WARM = 3_500  # events after which tables, buffers and the copies for snapshots have their size
+SLOW = f"""
+import pathlib, sys, time
+from learner.trainer import Trainer
+step, slowed, due = Trainer.step, pathlib.Path(sys.argv.pop(1)), 0.0
+def slow(self, batch):
+    global due
+    due = max(due, time.monotonic()) + batch.n_events / {SLOW_PER_SECOND}
+    step(self, batch)
+    if slowed.exists():
+        time.sleep(max(0.0, due - time.monotonic()))
+    else:
+        due = 0.0
+Trainer.step = slow
+from cli.main import app
+app()
+"""
 STALLING = """
 import pathlib, sys, time
 from learner.trainer import Trainer
@@ -54,6 +74,18 @@ def burst(stream, begin, end):
         producer.send(stream.topic, msgspec.json.encode(event)[:-1] + b',"padding":"' + PADDING + b'"}')
     producer.flush()
     producer.close()
+
+
+def burst_of(stream, begin, end, per_second):
+    """At a rate; how many a second Kafka had taken at the end."""
+    producer = Producer({"bootstrap.servers": stream.servers, "linger.ms": 5})
+    start = time.monotonic()
+    for n, event in enumerate(stream.events[begin:end]):
+        time.sleep(max(0.0, start + n / per_second - time.monotonic()))
+        producer.produce(stream.topic, msgspec.json.encode(event)[:-1] + b',"padding":"' + PADDING + b'"}')
+        producer.poll(0)
+    assert producer.flush(60) == 0
+    return (end - begin) / (time.monotonic() - start)
 
 
 def lag(run):
@@ -122,4 +154,67 @@ def test_a_burst_waits_in_kafka_while_the_learner_stands_still_and_is_learned_on
         run.stop()
     for flow in flows:
         assert flow.newest().manifest.n_events == N_EVENTS
+        same_state(flow.newest(), calm.newest())
+
+
+def test_a_burst_at_twenty_times_what_the_learner_sustains_is_lag_for_a_while_and_nothing_else(
+    apache_kafka, topic, tmp_path, flow_in, make, stream_of, same_state
+):
+    """Both clients at once. What they sustain is measured while they catch up, by each one's own clock."""
+    n_events = N_WARM + round(BURST_PER_SECOND * BURST_SECONDS)
+    stream = stream_of(apache_kafka, topic, make(n_events, seed=5)[:n_events])
+    settings = {"ANABRANCH__BATCH__MAX_ROWS": str(N_ROWS)}
+    burst(stream, 0, N_WARM)
+    slowed, runs, flows = tmp_path / "slowed", [], [flow_in(tmp_path / name) for name in CLIENTS]
+    try:
+        for name, flow in zip(CLIENTS, flows, strict=True):
+            flow.configure(stream, every_events=3_000, max_poll_records=N_POLLED)
+            how = {**settings, "ANABRANCH__KAFKA__CLIENT": name, "ANABRANCH__PROCESSES": "2"}
+            runs.append(flow.start("learn", "-c", flow.config, environment=how, program=("-c", SLOW, slowed)))
+        for run in runs:
+            run.until(lambda run=run: run.consumed() == N_WARM and lag(run) == 0)
+            run.said("Snapshot v00000001")
+        slowed.touch()
+        before = [resident_mib(run) for run in runs]
+        burst_per_second = burst_of(stream, N_WARM, n_events, BURST_PER_SECOND)
+        seen = [[] for _ in runs]
+        while not all(samples and samples[-1][1] == n_events for samples in seen):
+            for run, samples in zip(runs, seen, strict=True):
+                assert run.process.poll() is None, run.output
+                told = run.metrics()
+                n_read, behind = told["anabranch_events_consumed_total"], told["anabranch_consumer_lag_messages"]
+                samples.append((time.monotonic(), n_read, behind, resident_mib(run)))
+                assert len(samples) < 1_000, samples[-1]
+            time.sleep(0.2)
+        for name, samples, mib in zip(CLIENTS, seen, before, strict=True):
+            # While there was lag, each batch waited for the one before.
+            waiting = [sample for sample in samples if sample[2] > 0]
+            (first_s, first_read, *_), (last_s, last_read, *_) = waiting[0], waiting[-1]
+            sustained = (last_read - first_read) / (last_s - first_s)
+            most, grown = max(sample[2] for sample in samples), max(sample[3] for sample in samples) - mib
+            print(
+                f"{name}: {burst_per_second:.0f} events a second against {sustained:.0f}, "
+                f"{burst_per_second / sustained:.1f} times; lag up to {most:.0f}, {grown:+.1f} MiB resident"
+            )
+            assert last_s - first_s > 20, "long enough to measure a rate"
+            assert burst_per_second / sustained >= TIMES
+            assert most > (n_events - N_WARM) / 2
+            falling = [sample[2] for sample in samples]
+            falling = falling[falling.index(most) :]
+            assert falling == sorted(falling, reverse=True), "it never falls back"
+            assert grown <= MOST_GROWN_MIB, name
+        for run in runs:
+            run.until(lambda run=run: lag(run) == 0)
+            run.stop()
+    finally:
+        for run in runs:
+            run.__exit__()
+
+    calm = flow_in(tmp_path / "calm")
+    calm.configure(stream, every_events=3_000, max_poll_records=N_POLLED)
+    with calm.start("learn", "-c", calm.config, environment=settings) as run:
+        run.until(lambda: run.consumed() >= n_events)
+        run.stop()
+    for flow in flows:
+        assert flow.newest().manifest.n_events == n_events
         same_state(flow.newest(), calm.newest())

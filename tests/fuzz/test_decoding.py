@@ -1,6 +1,7 @@
 """Bytes nobody would send: the kept corpus, what Hypothesis makes of it, and a few seconds of atheris."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+REQUIRE_ATHERIS = "ANABRANCH_REQUIRE_ATHERIS"
 
 _PATH = Path(__file__).parent / "decoding.py"
 _SPEC = importlib.util.spec_from_file_location("decoding_under_fuzz", _PATH)
@@ -57,8 +60,12 @@ def test_the_corpus_with_pieces_cut_out_and_put_in_becomes_events_or_is_rejected
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="no atheris: pip install '.[fuzz]'")
 def test_a_few_seconds_of_atheris_find_nothing(tmp_path):
+    if importlib.util.find_spec("atheris") is None:
+        missing = "atheris is missing: `make fuzz` or pip install '.[fuzz]'"
+        if os.environ.get(REQUIRE_ATHERIS) == "1":
+            pytest.fail(f"{REQUIRE_ATHERIS}=1, but {missing}")
+        pytest.skip(missing)
     command = [sys.executable, _PATH, tmp_path, decoding.CORPUS, "-max_total_time=5", f"-artifact_prefix={tmp_path}/"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

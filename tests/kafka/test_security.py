@@ -154,22 +154,23 @@ def test_a_listener_without_tls_is_told_apart_from_a_broker_that_is_absent(secur
 
 
 class _Learn:
-    """`anabranch learn` as a process over SASL_SSL; the password by the environment, or in a file."""
+    """`anabranch learn` as a process over SASL_SSL, or another way; passwords by the environment, or in a file."""
 
     def __init__(self, broker: Any, topic: str, folder: Path, *options: str, **kafka: str) -> None:
         self.folder = folder
         login = broker.login
+        protocol = kafka.pop("security_protocol", "SASL_SSL")
         lines = {
-            "bootstrap_servers": broker.servers["SASL_SSL"],
+            "bootstrap_servers": broker.servers[protocol],
             "topic": topic,
             "group": topic,
             "session_timeout": "1s",
-            "security_protocol": "SASL_SSL",
-            "sasl_username": login.user,
+            "security_protocol": protocol,
+            **({"sasl_username": login.user} if protocol.startswith("SASL") else {}),
             "ssl_cafile": login.cafile.as_posix(),
             **kafka,
         }
-        password = lines.pop("sasl_password", "")
+        passwords = {name: lines.pop(name, "") for name in ("sasl_password", "ssl_key_password")}
         config = folder / "settings.toml"
         config.write_text(
             SMALL
@@ -177,8 +178,9 @@ class _Learn:
             + "".join(f'{key} = "{value}"\n' for key, value in lines.items())
         )
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        if password:
-            environment["ANABRANCH__KAFKA__SASL_PASSWORD"] = password
+        for name, password in passwords.items():
+            if password:
+                environment[f"ANABRANCH__KAFKA__{name.upper()}"] = password
         self._output = folder / "output.txt"
         with self._output.open("wb") as file:
             self.process = subprocess.Popen(
@@ -193,6 +195,18 @@ class _Learn:
     @property
     def output(self) -> str:
         return self._output.read_text()
+
+    def metrics_after(self, n_events: int) -> str:
+        """What Prometheus is told once so many events are consumed."""
+        deadline, metrics = time.monotonic() + 60, ""
+        while sum(map(float, re.findall(r"(?m)^anabranch_events_consumed_total\S* (\S+)$", metrics))) < n_events:
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < deadline, f"{self.output}\n{metrics}"
+            time.sleep(0.1)
+            if url := re.search(r"Metrics on (http://\S+/metrics)", self.output):
+                with urllib.request.urlopen(url[1], timeout=10) as reply:
+                    metrics = reply.read().decode()
+        return metrics
 
     def __enter__(self) -> Self:
         return self
@@ -222,16 +236,8 @@ def test_learn_reads_by_scram_and_its_password_is_nowhere(
     secured_kafka: Any, topic: str, shop: int, tmp_path: Path
 ) -> None:
     password = secured_kafka.login.password
-    metrics = ""
-    deadline = time.monotonic() + 60
     with _Learn(secured_kafka, topic, tmp_path, sasl_mechanism="SCRAM-SHA-512", sasl_password=password) as learn:
-        while sum(map(float, re.findall(r"(?m)^anabranch_events_consumed_total\S* (\S+)$", metrics))) < shop:
-            assert learn.process.poll() is None, learn.output
-            assert time.monotonic() < deadline, f"{learn.output}\n{metrics}"
-            time.sleep(0.1)
-            if url := re.search(r"Metrics on (http://\S+/metrics)", learn.output):
-                with urllib.request.urlopen(url[1], timeout=10) as reply:
-                    metrics = reply.read().decode()
+        metrics = learn.metrics_after(shop)
         learn.process.send_signal(signal.SIGTERM)
         assert learn.process.wait(30) == 0, learn.output
     assert list((tmp_path / "snapshots").glob("v*/manifest.json"))
@@ -251,6 +257,43 @@ def test_learn_reads_by_plain_with_the_password_in_a_file(
     assert f"Stopped after {shop} events" in learn.output
     written = learn.everything_written() + (tmp_path / "report.json").read_bytes()
     assert secured_kafka.login.password.encode() not in written
+
+
+@pytest.mark.parametrize("client", ["kafka-python", "confluent"])
+def test_learn_reads_by_a_certificate_and_the_password_of_its_key_is_nowhere(
+    client: str, secured_kafka: Any, topic: str, shop: int, tmp_path: Path
+) -> None:
+    login = secured_kafka.login
+    key = {
+        "security_protocol": "SSL",
+        "ssl_certfile": login.certfile.as_posix(),
+        "ssl_keyfile": login.keyfile.as_posix(),
+    }
+    with _Learn(secured_kafka, topic, tmp_path, **key, client=client, ssl_key_password=login.key_password) as learn:
+        metrics = learn.metrics_after(shop)
+        learn.process.send_signal(signal.SIGTERM)
+        assert learn.process.wait(30) == 0, learn.output
+    written = learn.everything_written()
+    assert b"Settings from the environment: ANABRANCH__KAFKA__SSL_KEY_PASSWORD" in written
+    assert list((tmp_path / "snapshots").glob("v*/manifest.json"))
+    assert login.key_password not in metrics
+    assert login.key_password.encode() not in written
+
+
+def test_learn_with_a_wrong_key_password_ends_with_one_line_that_does_not_show_it(
+    secured_kafka: Any, topic: str, tmp_path: Path
+) -> None:
+    login = secured_kafka.login
+    key = {
+        "security_protocol": "SSL",
+        "ssl_certfile": login.certfile.as_posix(),
+        "ssl_keyfile": login.keyfile.as_posix(),
+    }
+    with _Learn(secured_kafka, topic, tmp_path, **key, ssl_key_password="wrong-but-secret") as learn:
+        assert learn.process.wait(30) == 1, learn.output
+    assert re.search(r"TLS cannot be set up from [^\n]*\n\Z", learn.output)
+    assert "Traceback" not in learn.output
+    assert b"wrong-but-secret" not in learn.everything_written()
 
 
 def test_learn_with_a_wrong_password_ends_with_one_line_that_does_not_show_it(

@@ -52,3 +52,21 @@ def test_snapshots_go_on_after_a_jump_and_batches_are_the_same(jump_ms):
     assert jumped[1] == steady[1]
     assert len(steady[0]) > 10
     assert abs(len(jumped[0]) - len(steady[0])) <= 2
+
+
+@pytest.mark.parametrize(("jump_ms", "are_read"), [(-48 * HOUR, False), (-8 * 60 * SECOND, True), (48 * HOUR, True)])
+def test_the_decoder_asks_the_clock_at_each_poll_and_reads_again_once_it_is_right(jump_ms, are_read):
+    """Live events while the clock is off: only one that is behind by more than `events.max_future` refuses them."""
+    now = [START_MS]
+    decoder = EventDecoder(SETTINGS, None, lambda: now[0])
+
+    def read(n):
+        event = Event(event_id=f"e{n}", type="content_view", user_id=1, item_id=1, ts_ms=START_MS + n * SECOND)
+        found = decoder.decode_all([Record("events", 0, n, None, msgspec.json.encode(event))])
+        return len(found.events), [error.reason for _, error in found.rejected]
+
+    assert read(0) == (1, [])
+    now[0] += jump_ms
+    assert read(1) == ((1, []) if are_read else (0, ["future"]))
+    now[0] -= jump_ms
+    assert read(2) == (1, [])

@@ -137,6 +137,46 @@ def test_nesting_ends_at_the_depth_limit_not_at_the_stack(value: bytes) -> None:
     assert caught.value.reason in {"not_json", "wrong_type"}
 
 
+@pytest.mark.parametrize("mapped", [False, True], ids=["canonical", "mapped"])
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"a":', "}")], ids=["lists", "objects"])
+def test_a_record_is_read_up_to_the_depth_limit_and_one_level_deeper_is_a_bad_record(
+    begin: str, end: str, mapped: bool
+) -> None:
+    """The limit is the interpreter's and depends on who calls, by a few levels; below it nothing is lost."""
+    decoder = EventDecoder(_settings(), _mapping() if mapped else None, lambda: NOW_MS)
+
+    def nested(n_levels: int) -> Record:
+        return Record("events", 0, 0, None, _with("nobody", begin * n_levels + "1" + end * n_levels))
+
+    read, refused = 1, 100_000
+    while refused - read > 1:
+        middle = (read + refused) // 2
+        if decoder.decode_all([nested(middle)]).events:
+            read = middle
+        else:
+            refused = middle
+    assert read >= 100, "as deep as any event is"
+    at_the_limit = decoder.decode_all([nested(read), nested(refused), nested(read)])
+    assert at_the_limit.places == [0, 2]
+    [(place, error)] = at_the_limit.rejected
+    assert place == 1
+    assert error.reason == "not_json"
+    assert "recursion depth" in error.detail
+
+
+def test_a_record_of_the_allowed_size_is_read_and_one_byte_more_is_a_bad_record() -> None:
+    settings = _settings()
+    empty = _with("nobody", '""')
+    allowed = _with("nobody", '"' + "x" * (settings.events.max_bytes - len(empty)) + '"')
+    assert len(allowed) == settings.events.max_bytes
+    found = EventDecoder(settings, None, lambda: NOW_MS).decode_all(
+        [Record("events", 0, 0, None, allowed), Record("events", 0, 1, None, allowed + b" ")]
+    )
+    assert found.places == [0]
+    [(_, error)] = found.rejected
+    assert error.reason == "too_large"
+
+
 @pytest.mark.parametrize("field", ["item", "value", "ts_ms"])
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "10**400", "10**100000"])
 def test_a_number_beyond_all_range_never_becomes_a_feature(field: str, number: str) -> None:
