@@ -74,7 +74,9 @@ def test_a_member_that_joins_and_leaves_the_group_again_and_again_changes_nothin
     with flow.start("learn", "-c", flow.config, environment=client(name)) as run:
         run.until(lambda: run.consumed() >= 100)
         loader = load(stream, 100, N_EVENTS)
-        while loader.is_alive():
+        patience = time.monotonic() + 60
+        while loader.is_alive() or n_taken < 3:  # under load first; a slow machine takes its turns later, too
+            assert time.monotonic() < patience, f"{n_taken} takes"
             # Its name comes first: with one partition it is this member that gets it.
             member = KafkaConsumer(
                 topic,
@@ -93,7 +95,6 @@ def test_a_member_that_joins_and_leaves_the_group_again_and_again_changes_nothin
             member.close()
         loader.join()
         learned(run, N_EVENTS)
-    assert n_taken >= 3
     assert re.search(rf"gave back {topic}\[0\]\n(.*\n)*?.* assigned {topic}\[0\] from [1-9]", run.output)
     same_state(flow.newest(), expected, topic, reference.topic)
 
