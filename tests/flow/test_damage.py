@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,11 @@ def learned(straight, tmp_path_factory):
 
 
 @pytest.fixture
-def damaged(learned, tmp_path):
-    """A copy that may be damaged: its store."""
-    tmp_path.chmod(0o755)
-    return SnapshotStore(Path(shutil.copytree(learned.snapshots, tmp_path / "snapshots")))
+def damaged(learned):
+    """A copy that may be damaged: its store. Not in a folder of pytest's, which nobody else may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield SnapshotStore(Path(shutil.copytree(learned.snapshots, Path(folder) / "snapshots")))
 
 
 def cut_short(path):
@@ -78,17 +80,8 @@ def as_a_user_whom_rights_concern():
             os.seteuid(0)
 
 
-@pytest.fixture
-def reading(tmp_path, tmp_path_factory):
-    """Read as somebody else, who may pass through the folders of pytest."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.is_relative_to(tmp_path_factory.getbasetemp().parent):
-            folder.chmod(folder.stat().st_mode | 0o055)
-    return as_a_user_whom_rights_concern
-
-
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_each_file_of_the_newest_version_when_damaged_is_named_and_the_version_before_is_used(damage, damaged, reading):
+def test_each_file_of_the_newest_version_when_damaged_is_named_and_the_version_before_is_used(damage, damaged):
     before, files = damaged.load(1), files_in(damaged.path(2))
     assert {"manifest.json", "table.safetensors", "profiles.safetensors", "learner.msgpack"} < {
         one.name for one in files
@@ -96,7 +89,7 @@ def test_each_file_of_the_newest_version_when_damaged_is_named_and_the_version_b
     for file in files:
         data = file.read_bytes()
         damage(file)
-        with reading():
+        with as_a_user_whom_rights_concern():
             found = damaged.load()
         assert found.manifest == before.manifest
         assert found.states == before.states
@@ -109,17 +102,17 @@ def test_each_file_of_the_newest_version_when_damaged_is_named_and_the_version_b
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_latest_is_told_and_the_newest_version_is_used(damage, damaged, reading, caplog):
+def test_a_damaged_latest_is_told_and_the_newest_version_is_used(damage, damaged, caplog):
     damage(damaged.directory / LATEST)
-    with reading():
+    with as_a_user_whom_rights_concern():
         assert damaged.load().manifest.version == 2
     assert (f"{damaged.directory / LATEST} is damaged" in caplog.text) == (damage in (cut_short, flip_a_bit))
 
 
-def test_a_version_folder_that_is_gone_or_a_file_or_closed_to_us_is_named(damaged, reading):
+def test_a_version_folder_that_is_gone_or_a_file_or_closed_to_us_is_named(damaged):
     folder = damaged.path(2)
     folder.chmod(0)
-    with reading():
+    with as_a_user_whom_rights_concern():
         found = damaged.load()
     assert found.manifest.version == 1
     assert "v00000002" in found.skipped[0].problem
@@ -134,13 +127,13 @@ def test_a_version_folder_that_is_gone_or_a_file_or_closed_to_us_is_named(damage
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_each_file_of_a_delta_when_damaged_is_named_and_the_version_is_as_before(damage, damaged, reading):
+def test_each_file_of_a_delta_when_damaged_is_named_and_the_version_is_as_before(damage, damaged):
     files = files_in(damaged.path(2) / "delta-000001")
     assert {"manifest.json", "table.safetensors", "profiles.safetensors"} < {one.name for one in files}
     for file in files:
         data = file.read_bytes()
         damage(file)
-        with reading():
+        with as_a_user_whom_rights_concern():
             assert damaged.load().skipped == ()
             with pytest.raises(SnapshotDamagedError, match=re.escape(f"delta-000001/{file.name}: ")):
                 list(damaged.deltas(2, 0))
