@@ -201,7 +201,9 @@ def test_a_burst_at_twenty_times_what_the_learner_sustains_is_lag_for_a_while_an
             assert most > (n_events - N_WARM) / 2
             falling = [sample[2] for sample in samples]
             falling = falling[falling.index(most) :]
-            assert falling == sorted(falling, reverse=True), "it never falls back"
+            # From quarter to quarter: in between the end of a partition is as of the fetch before.
+            quarters = falling[:: max(len(falling) // 4, 1)]
+            assert quarters == sorted(set(quarters), reverse=True), "it falls all the time"
             assert grown <= MOST_GROWN_MIB, name
         for run in runs:
             run.until(lambda run=run: lag(run) == 0)
