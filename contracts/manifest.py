@@ -9,10 +9,10 @@ from msgspec import Meta
 
 from contracts.records import Offsets, decode_offsets
 
-FORMAT = 4
+FORMAT = 5
 """Rises when another library could not read a snapshot, or would score by it what it did not learn: 2 has the smoothed
 rates and the trails of values; 3 has shorter ones of these, and its weights are for dense features about their mean; 4
-counts by chance what goes together by chance."""
+counts by chance what goes together by chance; 5 has a wide part over ids."""
 
 FILE_NAME = r"^[a-z][a-z0-9_-]{0,63}\.(safetensors|msgpack)\Z"
 

@@ -11,6 +11,8 @@ import numpy as np
 MIB = 1 << 20
 SKETCH_CELLS = 1 << 19
 """Of each of the two rows of the embedding table's admission filter, a byte each."""
+WIDE_CELLS = 1 << 16
+"""Of the wide part over ids (`learner.wide`): weights, accumulator, and a place to sum up gradients."""
 _OPEN_AT_ONCE = 1000
 """Events that the join makes room for before it takes them (`streamer.pipeline`)."""
 _MOST_BATCHES = 4
@@ -174,9 +176,10 @@ def _history(settings: Sized) -> int:
 
 
 def _embedding(settings: Sized, max_mib: float) -> int:
-    # The table's own cap leaves out the filter and a mark per row.
+    # The table's own cap leaves out the filter, a mark per row, and the wide part beside it.
     marks = max_mib * MIB / embedding_row_bytes(settings.model.width)
-    return round(max_mib * MIB + marks) + 2 * SKETCH_CELLS
+    wide = WIDE_CELLS * (8 * (len(settings.tasks) + 1) + 4)
+    return round(max_mib * MIB + marks) + 2 * SKETCH_CELLS + wide
 
 
 def _users(settings: Sized, n: float) -> int:

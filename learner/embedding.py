@@ -163,19 +163,24 @@ class EmbeddingTable:
         _embed(self._weights, self._ends, self._attention, ids, history, out)
         return torch.from_numpy(out)
 
-    def decay(self, now_ms: int) -> None:
-        """Let event time pass: what the accumulators have above their initial value halves in each half-life."""
+    def decay(self, now_ms: int) -> float:
+        """Let event time pass: what the accumulators have above their initial value halves in each half-life.
+
+        :returns: the share of it that was kept; 1 between two sweeps.
+        """
         half_life_ms = self._settings.accumulator_half_life_ms
         since_ms = now_ms - int(self._swept_ms[0])
         if not half_life_ms or since_ms * _SWEEPS < half_life_ms:
-            return
-        if self._swept_ms[0] >= 0:
+            return 1.0
+        kept = 1.0 if self._swept_ms[0] < 0 else 0.5 ** (since_ms / half_life_ms)
+        if kept < 1.0:
             initial = np.float32(self._settings.initial_accumulator)
             self._accumulators -= initial
-            self._accumulators *= np.float32(0.5 ** (since_ms / half_life_ms))
+            self._accumulators *= np.float32(kept)
             self._accumulators += initial
             self._changed[...] = True
         self._swept_ms[0] = now_ms
+        return kept
 
     def update(
         self, ids: Int64s, history: Int64s, gradient: torch.Tensor, scale: float, l1: float = 0.0, l2: float = 0.0

@@ -45,6 +45,7 @@ def grow_learner(
         **small,
         "delay": _grow_delay(groups["delay"], empty["delay"], before, fresh.network),
         "quality": empty["quality"] | groups["quality"],
+        "wide": _grow_wide(groups["wide"], empty["wide"], growth),
         "table": _grow_table(groups["table"], empty["table"], growth, fresh.table.capacity),
         "examples": _grow_examples(groups["examples"], empty["examples"], growth),
     }
@@ -122,6 +123,14 @@ def _grow_table(arrays: Arrays, fresh: Arrays, growth: Growth, capacity: int) ->
         cold[fields] = arrays[name][:n_old]
         grown[name] = np.concatenate([cold, arrays[name][n_old:][fits]])
     return grown
+
+
+def _grow_wide(arrays: Arrays, fresh: Arrays, growth: Growth) -> Arrays:
+    """One weight of a cell for each task, and where tasks share, a common one behind them."""
+    of_tasks = [*growth.tasks, -1][: arrays["weights"].shape[1]]
+    weights = fresh["weights"].copy()
+    weights[:, of_tasks] = arrays["weights"]
+    return {**arrays, "weights": weights}
 
 
 def _grow_examples(arrays: Arrays, fresh: Arrays, growth: Growth) -> Arrays:

@@ -34,12 +34,12 @@ class Pull:
 
 
 def with_dropout(
-    network: Network, embedded: Tensor, dense: Tensor, seed: int, viewers: Viewers | None = None
+    network: Network, embedded: Tensor, wide: Tensor, dense: Tensor, seed: int, viewers: Viewers | None = None
 ) -> Tensor:
     """The network's residuals in training mode; the same seed leaves out the same experts."""
     network.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        residual: Tensor = network(embedded, dense, viewers)
+        residual: Tensor = network(embedded, wide, dense, viewers)
     network.eval()
     return residual

@@ -45,6 +45,7 @@ from learner.store import ExampleStore
 from learner.thinning import Thinning
 from learner.viewers import Viewers
 from learner.watchdog import Watchdog
+from learner.wide import WideWeights
 
 Groups = dict[str, dict[str, NDArray[Any]]]
 
@@ -87,6 +88,7 @@ class Trainer:
             settings.seed,
             settings.model.width if settings.model.history == "attention" else 0,
         )
+        self._wide = WideWeights(settings.embedding, layout.slots, self.network.n_wide)
         self.readout = Readout(settings)
         self.base_rates = self.readout.base_rates
         self.quality = Quality(settings.tasks, settings.evaluation.window_ms, oracle=True)
@@ -164,8 +166,8 @@ class Trainer:
         # A look: what a sound batch admits afterwards starts as a copy of the cold row that is looked at here.
         ids, history = self.table.rows(rows)
         viewers, dense = Viewers.among(rows, self.layout), torch.from_numpy(rows.dense)
-        embedded = self.table.embed(ids, history).requires_grad_()
-        conditional = self.readout.conditional(self.network(embedded, dense, viewers))
+        embedded, wide = self.table.embed(ids, history).requires_grad_(), self._wide.add_up(rows.ids).requires_grad_()
+        conditional = self.readout.conditional(self.network(embedded, wide, dense, viewers))
         learned = self.readout.raw(conditional.detach()).numpy()
         raw[now] = learned[: len(now)]
         scored = bool(np.isfinite(raw).all() and np.isfinite(learned).all())
@@ -173,7 +175,7 @@ class Trainer:
         late = self._delay.late(embedded, dense) if self._delay.is_used else None
         behind = self._elapsed.predict(embedded, dense) if self._elapsed.is_used else None
         if self._dropout:  # scored as served, without; learned with
-            residual = with_dropout(self.network, embedded, dense, self._seed + self._n_steps, viewers)
+            residual = with_dropout(self.network, embedded, wide, dense, self._seed + self._n_steps, viewers)
             conditional = self.readout.conditional(residual)
         counts, positives = count_labels(labels, learn)
         n_late = came_late.sum(0)
@@ -190,7 +192,9 @@ class Trainer:
             self._look_at_gates(embedded, dense)
         total = self._balancer(losses, torch.from_numpy(counts), self.base_rates.rates, embedded)
         require_finite("loss", math.isfinite(total.item()), rows.dense, self.layout)
-        of_embedded, *of_weights = torch.autograd.grad(total, [embedded, *self._parameters], materialize_grads=True)
+        of_embedded, of_wide, *of_weights = torch.autograd.grad(
+            total, [embedded, wide, *self._parameters], materialize_grads=True
+        )
         gradient = torch.cat([one.reshape(-1) for one in of_weights])
         # A mean loss would let an example of a small batch weigh more than its like in a big one (ADR 21).
         n_rows, step = float(counts.max()), self._n_steps + 1
@@ -213,6 +217,7 @@ class Trainer:
         self._descend(gradient, norm)
         self.network.spread.observe(dense)
         self.table.update(ids, history, of_embedded, n_rows, self._pull.l1, self._pull.l2)
+        self._wide.update(rows.ids, of_wide, n_rows, self._pull.l1, self._pull.l2)
         self.n_learned += counts
         self.n_positives += positives
         self.n_late += n_late
@@ -224,7 +229,7 @@ class Trainer:
             )
             self._elapsed.learn(embedded.detach(), dense, behind, labels > 0, was_late, final)
         self.base_rates.update(counts + n_left_out, positives, n_late)
-        self.table.decay(batch.watermark_ms)
+        self._wide.forget(self.table.decay(batch.watermark_ms))
         if self._n_steps % _WATCH_EVERY == 0:
             self.watchdog.look(self.quality.window(batch.watermark_ms), batch.watermark_ms)
 
@@ -352,8 +357,9 @@ class Trainer:
     @torch.no_grad()
     def _residual(self, rows: Rows) -> torch.Tensor:
         """The network's residuals, shape ``[N, T]``."""
-        embedded = self.table.embed(*self.table.rows(rows))
-        residual: torch.Tensor = self.network(embedded, torch.from_numpy(rows.dense), Viewers.among(rows, self.layout))
+        embedded, dense = self.table.embed(*self.table.rows(rows)), torch.from_numpy(rows.dense)
+        wide, viewers = self._wide.add_up(rows.ids), Viewers.among(rows, self.layout)
+        residual: torch.Tensor = self.network(embedded, wide, dense, viewers)
         return residual
 
     def save(self) -> tuple[Groups, dict[str, Any]]:
@@ -371,6 +377,7 @@ class Trainer:
         small: Groups = {
             "dense": {name: value.numpy() for name, value in self.network.state_dict().items()},
             "optimizer": {name: value.numpy().reshape(-1) for name, value in self._optimizer.moments.items()},
+            "wide": self._wide.save(),
             "balancing": self._balancer.state(),
             **self.readout.save(),
             "delay": {**self._delay.save(), **self._elapsed.save()},
@@ -395,6 +402,7 @@ class Trainer:
         """What scoring needs of that which changed since the last capture, cut now: weights, rows, readout."""
         small: Groups = {
             "dense": {name: value.numpy() for name, value in self.network.state_dict().items()},
+            "wide": self._wide.save(),
             **self.readout.save(),
         }
         small = {group: {name: array.copy() for name, array in arrays.items()} for group, arrays in small.items()}
@@ -409,6 +417,7 @@ class Trainer:
             for name, value in groups["optimizer"].items()
         }
         self.table.load(groups["table"])
+        self._wide.load(groups["wide"])
         self._balancer.restore(groups["balancing"])
         self.readout.load(groups)
         self._delay.load(groups["delay"])

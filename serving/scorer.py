@@ -21,7 +21,7 @@ from features.schema import ITEM_FIELD, USER_FIELD, AttributeReader, FeatureSche
 from learner.models._frozen import FrozenModel
 from learner.snapshot import Snapshot
 
-GROUPS = ("profiles", "dense", "table", "base_rates", "calibration")
+GROUPS = ("profiles", "dense", "table", "wide", "base_rates", "calibration")
 """The parts of a snapshot that scoring needs."""
 
 

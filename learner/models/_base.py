@@ -107,10 +107,11 @@ def _moments(dense: Float32s, mean: Float32s) -> tuple[Float32s, Float32s]:
 
 
 class Network(nn.Module):
-    """Deep part plus a wide linear part over the dense features; both start at zero (DESIGN §3).
+    """Deep part plus a wide linear part; both start at zero (DESIGN §3).
 
     The wide part is that of Cheng et al. 2016 (Wide & Deep): behaviour features act on a logit directly, since ids
-    alone lose to a recency memory. Each task's weights stand on common ones, unless the tasks share nothing.
+    alone lose to a recency memory, and so do declared fields, whose weights :mod:`learner.wide` has. Each task's weights
+    stand on common ones, unless the tasks share nothing.
 
     :param precision: of the first layer's products, where the architecture has a :class:`ParallelMlp`.
     :param dropout: rate of each :class:`ExpertDropout` of the architecture, in training mode.
@@ -129,6 +130,7 @@ class Network(nn.Module):
         module = load("learner.models", name)
         n_tasks = len(layout.tasks)
         self.embedding_width = settings.width * (n_tasks if module.EMBEDDINGS_PER_TASK else 1)
+        self.n_wide = n_tasks + (not module.EMBEDDINGS_PER_TASK)
         embedded = (*layout.fields, *(f"history {kind}" for kind in layout.event_types))
         self._axes_of, self._settings = getattr(module, "axes", None), settings
         self.names = Names(layout.tasks, embedded, layout.dense)
@@ -173,17 +175,20 @@ class Network(nn.Module):
             "spread.count": (),
         }
 
-    def forward(self, embeddings: Tensor, dense: Tensor, viewers: Viewers | None = None) -> Tensor:
+    def forward(self, embeddings: Tensor, wide: Tensor, dense: Tensor, viewers: Viewers | None = None) -> Tensor:
         """Residual logits: to be added to each task's base-rate logit.
 
         :param embeddings: shape ``[N, F + Y, embedding_width]``.
+        :param wide: shape ``[N, n_wide]``, what the declared fields' weights add up to, the common one's last.
         :param dense: shape ``[N, D]``.
         :param viewers: of these rows, which the deep part then computes once each.
         :returns: shape ``[N, T]``.
         """
         embeddings, dense = self._weighted(embeddings), self.spread(dense)
-        wide = self.wide.weight if self.common is None else self.wide.weight + self.common.weight
-        logits: Tensor = torch.addmm(self.deep(embeddings, dense, viewers), dense, wide.t())
+        weights = self.wide.weight
+        if self.common is not None:
+            weights, wide = weights + self.common.weight, wide[:, :-1] + wide[:, -1:]
+        logits: Tensor = torch.addmm(self.deep(embeddings, dense, viewers) + wide, dense, weights.t())
         return logits
 
     def field_weights(self) -> dict[str, float]:

@@ -14,12 +14,13 @@ from learner.embedding import EmbeddingTable
 from learner.models._base import Network, load_network
 from learner.models._readout import Readout
 from learner.viewers import Viewers
+from learner.wide import WideWeights
 
 
 class FrozenModel:
     """Gives probabilities for encoded rows.
 
-    :param groups: the snapshot's groups ``dense``, ``table``, ``base_rates`` and ``calibration``.
+    :param groups: the snapshot's groups ``dense``, ``table``, ``wide``, ``base_rates`` and ``calibration``.
     """
 
     def __init__(self, settings: Settings, layout: Layout, groups: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
@@ -34,6 +35,8 @@ class FrozenModel:
             settings.model.width if settings.model.history == "attention" else 0,
         )
         self._table.load(groups["table"])
+        self._wide = WideWeights(settings.embedding, layout.slots, self._network.n_wide)
+        self._wide.load(groups["wide"])
         self._readout = Readout(settings)
         self._readout.load(groups)
         self._layout = layout
@@ -42,6 +45,8 @@ class FrozenModel:
         """The model with a delta, given by the same groups; this one stays as it is and goes on scoring."""
         made = copy.copy(self)
         made._network, made._readout = copy.deepcopy(self._network), copy.deepcopy(self._readout)
+        made._wide = copy.deepcopy(self._wide)
+        made._wide.load(delta["wide"])
         load_network(made._network, delta["dense"])
         made._readout.load(delta)
         made._table = self._table.moved_on(delta["table"])
@@ -53,7 +58,8 @@ class FrozenModel:
             return np.zeros((0, len(self._layout.tasks)), np.float32)
         with torch.inference_mode():
             embedded = self._table.embed(*self._table.rows(rows))
-            residual = self._network(embedded, torch.from_numpy(rows.dense), Viewers.among(rows, self._layout))
+            dense = torch.from_numpy(rows.dense)
+            residual = self._network(embedded, self._wide.add_up(rows.ids), dense, Viewers.among(rows, self._layout))
             logits = self._readout.comparable(residual, rows.log_q)
         probabilities: Float32s = torch.from_numpy(logits).sigmoid().numpy()
         return probabilities

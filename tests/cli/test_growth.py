@@ -174,6 +174,10 @@ def test_what_was_learned_says_the_same_with_more_tasks_and_fields_around_it(mod
     n_old, n_new = (len(FeatureSchema.of(one).layout.fields) for one in (old, new))
     for name in ("weights", "accumulators"):
         assert np.array_equal(grown.groups["table"][name][n_new:], snapshot.groups["table"][name][n_old:])
+    wide = grown.groups["wide"]["weights"]
+    kept = [*growth.tasks, -1] if model["name"] != "single_task" else growth.tasks
+    assert np.array_equal(wide[:, kept], snapshot.groups["wide"]["weights"])
+    assert wide.any()
     for task in ("content_view", "click"):
         assert now.quality.report()[task] == before.quality.report()[task]
     if more_tasks:

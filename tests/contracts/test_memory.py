@@ -58,7 +58,7 @@ def test_parts_that_do_not_fit_are_named_with_their_values_and_the_way_out(tmp_p
         load_settings(config)
     said = str(found.value)
     assert said.startswith(f"{config}: settings: memory.max_mib = 300 must hold all parts together; found ")
-    assert "embedding.max_mib = 256 (259.8 MiB, set)" in said
+    assert "embedding.max_mib = 256 (262.0 MiB, set)" in said
     assert "events.max_open = 1000000 (" in said
     assert said.endswith("Raise it, or lower what is set")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 from prometheus_client import CollectorRegistry
 
 from benchmarks.workloads import random_batches
@@ -25,6 +26,7 @@ from features.schema import FeatureSchema
 from learner.embedding import EmbeddingTable
 from learner.snapshot import SnapshotStore
 from learner.store import ExampleStore
+from learner.wide import WideWeights
 from streamer.deadletter import MemoryDeadLetters
 from streamer.decode import EventDecoder
 from streamer.deduplicate import Deduplicator, Seen, seen
@@ -99,7 +101,10 @@ def filled_table(settings, n_ids):
     for first in range(1, n_ids, _AT_ONCE):
         ids = np.arange(first, first + _AT_ONCE * n_fields).reshape(-1, n_fields)
         table.see(ids, np.ones(_AT_ONCE, np.bool_))
-    return (table._directory, table._weights, table._accumulators, table._scratch, table._changed, table._sketch)
+    wide = WideWeights(settings.embedding, schema.layout.slots, 4)
+    wide.update(np.arange(n_fields).reshape(1, -1), torch.ones(1, 4), 1.0)
+    arrays = (table._weights, table._accumulators, table._scratch, table._changed, table._sketch)
+    return (table._directory, *arrays, wide._weights, wide._accumulators, wide._summed)
 
 
 def filled_ids(settings, n_ids):

@@ -104,11 +104,12 @@ def test_a_task_without_labels_learns_from_the_others_through_the_common_parts()
         network = Network(name, LAYOUT, ModelSettings(), 0)
         optimizer = torch.optim.Adam(network.parameters(), 0.01)
         embedded, dense = torch.randn(64, 3, network.embedding_width), torch.randn(64, len(LAYOUT.dense))
+        wide = torch.zeros(64, network.n_wide)
         for _ in range(30):
             optimizer.zero_grad()
-            binary_cross_entropy_with_logits(network(embedded, dense)[:, 0], (dense[:, 0] > 0).float()).backward()
+            binary_cross_entropy_with_logits(network(embedded, wide, dense)[:, 0], (dense[:, 0] > 0).float()).backward()
             optimizer.step()
-        other = network(embedded, dense)[:, 1].detach()
+        other = network(embedded, wide, dense)[:, 1].detach()
         rates[name] = float(torch.corrcoef(torch.stack([other, dense[:, 0]]))[0, 1]) if other.any() else 0.0
     assert rates["mmoe"] > 0.5
     assert rates["shared_bottom"] > 0.5

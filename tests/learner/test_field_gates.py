@@ -26,7 +26,8 @@ def test_at_first_gates_change_nothing(make_settings, layout_of, make_rows, name
         for part in network.deep.parameters():
             torch.nn.init.normal_(part, generator=torch.Generator().manual_seed(1))
     embeddings, dense = torch.randn(9, n_fields, plain.embedding_width), torch.randn(9, len(layout.dense))
-    assert torch.equal(plain(embeddings, dense), gated(embeddings, dense))
+    wide = torch.randn(9, plain.n_wide)
+    assert torch.equal(plain(embeddings, wide, dense), gated(embeddings, wide, dense))
     assert plain.field_weights() == {}
     assert set(gated.field_weights().values()) == {1.0}
 

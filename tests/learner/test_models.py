@@ -29,6 +29,11 @@ def inputs(network, layout, n=12, seed=0):
     return embeddings.requires_grad_(), torch.randn(n, len(layout.dense), generator=generator)
 
 
+def logits_of(network, embeddings, dense):
+    """Of values that add nothing by themselves."""
+    return network(embeddings, torch.zeros(len(dense), network.n_wide), dense)
+
+
 def trained(name, layout, steps=3, seed=0):
     """A network a few steps from its start, where every part of it matters."""
     network = Network(name, layout, SETTINGS, seed)
@@ -38,7 +43,9 @@ def trained(name, layout, steps=3, seed=0):
     for _ in range(steps):
         optimizer.zero_grad()
         embeddings.grad = None
-        masked_bce(network(embeddings, dense), labels, torch.ones_like(labels, dtype=torch.bool)).sum().backward()
+        masked_bce(
+            logits_of(network, embeddings, dense), labels, torch.ones_like(labels, dtype=torch.bool)
+        ).sum().backward()
         optimizer.step()
     return network, embeddings, dense
 
@@ -49,7 +56,7 @@ def test_there_are_architectures_to_test() -> None:
 
 def test_the_residual_is_zero_at_first_so_that_ne_is_one(name, layout) -> None:
     network = Network(name, layout, SETTINGS, 0)
-    assert not network(*inputs(network, layout)).any()
+    assert not logits_of(network, *inputs(network, layout)).any()
 
 
 def test_every_parameter_and_every_embedding_gets_a_finite_gradient(name, layout) -> None:
@@ -66,12 +73,20 @@ def test_every_parameter_and_every_embedding_gets_a_finite_gradient(name, layout
 
 def test_each_row_is_scored_by_itself(name, layout) -> None:
     network, embeddings, dense = trained(name, layout)
-    logits = network(embeddings, dense)
+    logits = logits_of(network, embeddings, dense)
     assert logits.shape == (12, len(layout.tasks))
     assert logits.any()
     order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(network(embeddings[order], dense[order]), logits[order])
-    torch.testing.assert_close(network(embeddings[3:4], dense[3:4]), logits[3:4])
+    torch.testing.assert_close(logits_of(network, embeddings[order], dense[order]), logits[order])
+    torch.testing.assert_close(logits_of(network, embeddings[3:4], dense[3:4]), logits[3:4])
+
+
+def test_what_values_add_by_themselves_is_each_tasks_own_and_the_common(name, layout) -> None:
+    network, embeddings, dense = trained(name, layout)
+    n_tasks, wide = len(layout.tasks), torch.randn(12, network.n_wide, generator=torch.Generator().manual_seed(3))
+    assert network.n_wide == n_tasks + (0 if load("learner.models", name).EMBEDDINGS_PER_TASK else 1)
+    added = network(embeddings, wide, dense) - logits_of(network, embeddings, dense)
+    torch.testing.assert_close(added, wide[:, :n_tasks] + wide[:, n_tasks:].sum(1, keepdim=True))
 
 
 def test_the_seed_alone_decides_the_start(name, layout) -> None:
@@ -89,13 +104,13 @@ def test_loaded_weights_give_the_same_logits(name, layout) -> None:
     network, embeddings, dense = trained(name, layout)
     other = Network(name, layout, SETTINGS, 99)
     load_network(other, {key: value.numpy() for key, value in network.state_dict().items()})
-    assert torch.equal(other(embeddings, dense), network(embeddings, dense))
+    assert torch.equal(logits_of(other, embeddings, dense), logits_of(network, embeddings, dense))
 
 
 def test_one_task_is_enough(name, make_settings, layout_of) -> None:
     layout = layout_of(make_settings(tasks=[{"name": "click"}]))
     network, embeddings, dense = trained(name, layout)
-    assert network(embeddings, dense).shape == (12, 1)
+    assert logits_of(network, embeddings, dense).shape == (12, 1)
 
 
 def test_tasks_of_an_architecture_with_embeddings_per_task_touch_only_their_own(name, layout) -> None:
@@ -104,7 +119,7 @@ def test_tasks_of_an_architecture_with_embeddings_per_task_touch_only_their_own(
     network, embeddings, dense = trained(name, layout)
     for task in range(len(layout.tasks)):
         embeddings.grad = None
-        network(embeddings, dense)[:, task].sum().backward()
+        logits_of(network, embeddings, dense)[:, task].sum().backward()
         touched = embeddings.grad.view(12, -1, len(layout.tasks), SETTINGS.width).abs().sum((0, 1, 3)) > 0
         assert touched.tolist() == [index == task for index in range(len(layout.tasks))]
 
@@ -113,7 +128,7 @@ def test_tasks_of_an_architecture_without_share_what_they_learn(name, layout) ->
     if load("learner.models", name).EMBEDDINGS_PER_TASK:
         pytest.skip(f"{name} shares nothing")
     network, embeddings, dense = trained(name, layout)
-    network(embeddings, dense)[:, 0].sum().backward()
+    logits_of(network, embeddings, dense)[:, 0].sum().backward()
     assert network.embedding_width == SETTINGS.width
     assert embeddings.grad.any()
 
@@ -129,13 +144,13 @@ def test_gates_are_the_weights_of_what_a_task_sees(name, names_of_gates, layout)
         assert network.gated.gate_names == names_of_gates
         assert gates.shape == (len(layout.tasks), 2, 12)
         torch.testing.assert_close(gates.sum(1), torch.ones(len(layout.tasks), 12))
-        before = network(embeddings, dense)
+        before = logits_of(network, embeddings, dense)
         # Task 0's gate is sent wholly to its first expert, all else as it was: only task 0's logits change.
         n_experts, width = network.deep.experts._sizes
         first_gate = n_experts * width
         network.deep.experts.bias[first_gate] += 100
         assert (network.gated.gates(embeddings, dense)[0, 0] > 0.99).all()
-        changed = (network(embeddings, dense) != before).any(0)
+        changed = (logits_of(network, embeddings, dense) != before).any(0)
     assert changed.tolist() == [True] + [False] * (len(layout.tasks) - 1)
 
 

@@ -39,13 +39,14 @@ def test_the_same_seed_leaves_out_the_same_experts_and_nobody_else_notices(netwo
     n_dense = network.wide.in_features
     n_embeddings = (len(network.deep.experts.weight) - n_dense) // network.embedding_width
     embedded, dense = torch.randn(16, n_embeddings, network.embedding_width), torch.randn(16, n_dense)
+    wide = torch.randn(16, network.n_wide)
     state = torch.get_rng_state()
-    one, again, other = (with_dropout(network, embedded, dense, seed) for seed in (1, 1, 2))
+    one, again, other = (with_dropout(network, embedded, wide, dense, seed) for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(network(embedded, dense), one)
-    assert torch.equal(network(embedded, dense), network(embedded, dense)), "dropout goes on after training"
+    assert not torch.equal(network(embedded, wide, dense), one)
+    assert torch.equal(network(embedded, wide, dense), network(embedded, wide, dense)), "dropout goes on after training"
 
 
 def test_the_experts_that_stay_share_the_weight() -> None:

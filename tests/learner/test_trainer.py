@@ -448,7 +448,7 @@ def test_learning_a_funnel_finds_the_true_probabilities(make_settings, layout_of
     )
     layout = layout_of(settings)
     trainer, rng = Trainer(settings, layout), np.random.default_rng(0)
-    for index in range(150):
+    for index in range(250):
         batch = make_batch(layout, 128, rng, index)
         batch.rows.dense[:] = 0
         odd = batch.rows.ids[:, 1] % 2

@@ -85,7 +85,7 @@ def test_logits_and_gradients_are_those_of_rows_that_share_nothing(
     places = np.concatenate([rows.ids, rows.history[:, :, 0]], 1) % len(table)
     dense, found = torch.from_numpy(rows.dense), []
     for viewers in (None, Viewers.among(rows, layout)):
-        logits = network(table[torch.from_numpy(places)], dense, viewers)
+        logits = network(table[torch.from_numpy(places)], torch.zeros(len(dense), network.n_wide), dense, viewers)
         weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
         found.append((logits, *torch.autograd.grad((logits * weights).sum(), [table, *network.parameters()])))
     assert places.shape[1] == n_fields + len(layout.event_types)
