@@ -60,6 +60,13 @@ def secured_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield broker
 
 
+@pytest.fixture(scope="module")
+def two_brokers() -> Iterator[tuple[Any, Any]]:
+    """Two brokers of Apache Kafka in one cluster, whose only controller is in the first: the second may be halted."""
+    with _started() as first, _started(beside=first) as second:
+        yield first, second
+
+
 @pytest.fixture(params=["embedded", pytest.param("apache", marks=pytest.mark.kafka)])
 def broker(request: pytest.FixtureRequest) -> str:
     """Bootstrap servers of each broker in turn."""
@@ -74,15 +81,15 @@ def topic() -> str:
 
 
 class _started:  # noqa: N801 - reads as what it is
-    def __init__(self, login: Any = None) -> None:
-        self._login = login
+    def __init__(self, login: Any = None, beside: Any = None) -> None:
+        self._login, self._beside = login, beside
 
     def __enter__(self) -> Any:
         if missing := _APACHE.why_not():
             if os.environ.get(REQUIRE_KAFKA) == "1":
                 pytest.fail(f"{REQUIRE_KAFKA}=1, but {missing}")
             pytest.skip(missing)
-        self._broker = _APACHE.ApacheKafka(self._login)
+        self._broker = _APACHE.ApacheKafka(self._login, self._beside)
         return self._broker.start()
 
     def __exit__(self, *_: object) -> None:
