@@ -2,9 +2,10 @@
 
 import importlib.util
 import os
+import re
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,25 @@ def broker(request: pytest.FixtureRequest) -> str:
     """Bootstrap servers of each broker in turn."""
     name = "embedded_broker" if request.param == "embedded" else "apache_kafka"
     return str(request.getfixturevalue(name))
+
+
+@pytest.fixture(scope="session")
+def alert_commands() -> list[str]:
+    """The shell commands that docs/operations.md prints for alerts, in order; a row of the page broken is one line."""
+    page = (Path(__file__).parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = page.partition("## When an alert fires\n")[2].replace("\n", " ")
+    return re.findall(r"`((?:docker compose|kafka-[a-z-]+\.sh|anabranch|python|ANABRANCH__\S+) [^`]+)`", section)
+
+
+@pytest.fixture(scope="session")
+def alert_command(alert_commands: list[str]) -> Callable[[str], str]:
+    """The one of them that begins like this."""
+
+    def command(begin: str) -> str:
+        (found,) = {one for one in alert_commands if one.startswith(begin)}
+        return found
+
+    return command
 
 
 @pytest.fixture

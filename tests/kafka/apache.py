@@ -59,6 +59,11 @@ listener.name.{listener}.plain.sasl.jaas.config=org.apache.kafka.common.security
 listener.name.{listener}.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 listener.name.{listener}.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 """  # noqa: E501 - properties have no line breaks
+_TOOLS = {
+    "kafka-topics.sh": "org.apache.kafka.tools.TopicCommand",
+    "kafka-configs.sh": "kafka.admin.ConfigCommand",
+    "kafka-console-consumer.sh": "org.apache.kafka.tools.consumer.ConsoleConsumer",
+}
 _SECURE_PROTOCOLS = ("SSL", "SASL_PLAINTEXT", "SASL_SSL")
 
 
@@ -188,12 +193,12 @@ class ApacheKafka:
         self._end_process()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def topics(self, *arguments: str) -> None:
-        """What `kafka-topics.sh` runs."""
-        done = subprocess.run(
-            self._java("org.apache.kafka.tools.TopicCommand", *arguments), capture_output=True, text=True, check=False
-        )
+    def tool(self, script: str, *arguments: str) -> str:
+        """What a script of Kafka's, such as `kafka-topics.sh`, prints."""
+        command = self._java(_TOOLS[script], *arguments)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def leader_epochs(self, topic: str) -> list[int]:
         """Those under which the first partition has records; each restart begins another."""
