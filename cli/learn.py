@@ -44,6 +44,13 @@ def command(
             help="Go on from a snapshot of fewer tasks or fields: what is learned stays, what is new starts fresh.",
         ),
     ] = False,
+    allow_other_topic: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-topic",
+            help="Go on at the snapshot's offsets in a topic of another id: a copied cluster that kept its offsets.",
+        ),
+    ] = False,
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Stop when everything in the topic is learned, and print the quality.")
     ] = False,
@@ -60,6 +67,8 @@ def command(
     the work since the last snapshot, which is done again from its offsets.
 
     A snapshot of other settings is refused; of fewer tasks or fields it is taken up with `--allow-new-tasks`.
+
+    A topic that was deleted and made anew since the snapshot is refused: its offsets are others.
 
     A second `learn` on the same snapshots is refused; with `--standby` it waits, and takes over with the last snapshot.
     """
@@ -101,6 +110,7 @@ def command(
                 start_ms=start_ms,
                 standby=standby,
                 allow_new_tasks=allow_new_tasks,
+                allow_other_topic=allow_other_topic,
             )
         except StopAskedError as stopped:
             logging.getLogger("anabranch.learn").info("%s Nothing was read, nothing is lost.", stopped)
@@ -131,6 +141,7 @@ def run(
     start_ms: int | None = None,
     standby: bool = False,
     allow_new_tasks: bool = False,
+    allow_other_topic: bool = False,
 ) -> dict[str, Any]:
     """Learn until told to stop; the report counts open windows as they stand.
 
@@ -154,6 +165,7 @@ def run(
     from learner.loop import check_snapshot
     from learner.metrics import LearnerMetrics
     from learner.snapshot import SnapshotStore
+    from streamer.topic_id import check_topic_ids, topic_ids
 
     # A misspelt component is told at once, not after the wait for a broker.
     load("learner.models", settings.model.name)
@@ -181,7 +193,13 @@ def run(
             # Before the group is joined: who leaves while it forms can hold it up.
             check_snapshot(snapshot, settings, FeatureSchema.of(settings).layout)
         resume = snapshot.manifest.resume_offsets if snapshot else None
+        made_from = snapshot.manifest.topic_ids if snapshot and not allow_other_topic else {}
+        store.topic_ids = topic_ids(settings.kafka, stop)
+        check_topic_ids(made_from, store.topic_ids)
         feed.open(settings, partial(topic_inputs, settings, how, resume, start_ms, until_end), REGISTRY, stop)
+        if not store.topic_ids:  # a topic that came meanwhile
+            store.topic_ids = topic_ids(settings.kafka, stop)
+            check_topic_ids(made_from, store.topic_ids)
         assembly = assemble_behind(
             settings,
             feed,

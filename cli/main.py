@@ -14,7 +14,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _name in ("demo", "broker", "simulate", "replay", "learn", "serve", "evaluate", "tune", "snapshots", "check"):
+for _name in (
+    "demo",
+    "broker",
+    "simulate",
+    "replay",
+    "resend",
+    "learn",
+    "serve",
+    "evaluate",
+    "tune",
+    "snapshots",
+    "check",
+):
     _module = importlib.import_module(f"cli.{_name}")
     if hasattr(_module, "app"):
         app.add_typer(_module.app, name=_name)

@@ -40,7 +40,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     ``delta`` is the delta's number, from 1; its ``offsets`` and ``n_events`` are those of the snapshot.
 
-    ``offsets`` is ``{topic: {partition: next offset}}``. ``event_time_ms`` is the newest event time in it,
+    ``offsets`` is ``{topic: {partition: next offset}}``; ``topic_ids`` are Kafka's ids of these topics, where it told
+    them: the offsets are of no other topic of the name. ``event_time_ms`` is the newest event time in it,
     ``created_ms`` the wall clock. ``layout`` is what the snapshot's writer and readers agree on about its arrays,
     plain JSON; ``settings`` shaped them (:meth:`contracts.settings.Settings.shaping`), and are empty where nobody
     said. A name in ``files`` has no folder in it: a manifest cannot point outside its own.
@@ -54,6 +55,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     event_time_ms: int
     n_events: _Count
     offsets: dict[str, dict[Annotated[str, Meta(pattern=r"^[0-9]{1,9}\Z")], _Count]]
+    topic_ids: dict[str, str] = {}
     settings_fingerprint: str
     tasks: list[str]
     layout: dict[str, Any]

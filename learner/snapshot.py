@@ -19,6 +19,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import msgspec
@@ -78,6 +79,9 @@ class SnapshotStore:
     :param directory: made by the first writer where missing.
     :param keep: whole versions to keep, the latest among them.
     """
+
+    topic_ids: Mapping[str, str] = MappingProxyType({})
+    """What the offsets of new versions are of; set once it is known, before the first :meth:`publish`."""
 
     def __init__(self, directory: Path, keep: int = 3, disk: Disk | None = None) -> None:
         if keep < 1:
@@ -304,6 +308,7 @@ class SnapshotStore:
             event_time_ms=event_time_ms,
             n_events=n_events,
             offsets=encode_offsets(offsets),
+            topic_ids=dict(self.topic_ids),
             settings_fingerprint=settings_fingerprint,
             tasks=list(tasks),
             layout=dict(layout or {}),

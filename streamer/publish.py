@@ -76,6 +76,7 @@ class EventPublisher:
                 linger_ms=20,
                 max_block_ms=TOPIC_WAIT_MS,
                 allow_auto_create_topics=False,  # a misspelt topic is an error
+                max_request_size=64 << 20,  # whether a record is too large is the broker's to say
                 **kafka_python_options(settings),
             ),
             settings,
@@ -101,11 +102,15 @@ class EventPublisher:
 
         :raises PublishError: this event cannot be sent, or an earlier one was not taken.
         """
+        self.publish_bytes(self._encode(event), str(event.user_id).encode())
+
+    def publish_bytes(self, value: bytes, key: bytes | None) -> None:
+        """Likewise a record that is not to be encoded; without a key it goes to any partition."""
         if self._rate_per_s is not None:
             self._wait_for_turn(self._rate_per_s)
-        key = str(event.user_id).encode()
+        partition = None if key is None else self._place(key)
         try:
-            future = self._producer.send(self._topic, value=self._encode(event), key=key, partition=self._place(key))
+            future = self._producer.send(self._topic, value=value, key=key, partition=partition)
         except (KafkaError, ValueError) as error:
             raise PublishError(f"Topic `{self._topic}` does not take the event: {error}") from error
         self._n_sent += 1

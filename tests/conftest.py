@@ -2,9 +2,10 @@
 
 import importlib.util
 import os
+import re
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,37 @@ def secured_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield broker
 
 
+@pytest.fixture(scope="module")
+def two_brokers() -> Iterator[tuple[Any, Any]]:
+    """Two brokers of Apache Kafka in one cluster, whose only controller is in the first: the second may be halted."""
+    with _started() as first, _started(beside=first) as second:
+        yield first, second
+
+
 @pytest.fixture(params=["embedded", pytest.param("apache", marks=pytest.mark.kafka)])
 def broker(request: pytest.FixtureRequest) -> str:
     """Bootstrap servers of each broker in turn."""
     name = "embedded_broker" if request.param == "embedded" else "apache_kafka"
     return str(request.getfixturevalue(name))
+
+
+@pytest.fixture(scope="session")
+def alert_commands() -> list[str]:
+    """The shell commands that docs/operations.md prints for alerts, in order; a row of the page broken is one line."""
+    page = (Path(__file__).parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = page.partition("## When an alert fires\n")[2].replace("\n", " ")
+    return re.findall(r"`((?:docker compose|kafka-[a-z-]+\.sh|anabranch|python|ANABRANCH__\S+) [^`]+)`", section)
+
+
+@pytest.fixture(scope="session")
+def alert_command(alert_commands: list[str]) -> Callable[[str], str]:
+    """The one of them that begins like this."""
+
+    def command(begin: str) -> str:
+        (found,) = {one for one in alert_commands if one.startswith(begin)}
+        return found
+
+    return command
 
 
 @pytest.fixture
@@ -74,15 +101,15 @@ def topic() -> str:
 
 
 class _started:  # noqa: N801 - reads as what it is
-    def __init__(self, login: Any = None) -> None:
-        self._login = login
+    def __init__(self, login: Any = None, beside: Any = None) -> None:
+        self._login, self._beside = login, beside
 
     def __enter__(self) -> Any:
         if missing := _APACHE.why_not():
             if os.environ.get(REQUIRE_KAFKA) == "1":
                 pytest.fail(f"{REQUIRE_KAFKA}=1, but {missing}")
             pytest.skip(missing)
-        self._broker = _APACHE.ApacheKafka(self._login)
+        self._broker = _APACHE.ApacheKafka(self._login, self._beside)
         return self._broker.start()
 
     def __exit__(self, *_: object) -> None:

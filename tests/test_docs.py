@@ -114,8 +114,14 @@ ENDING = {
     "SnapshotSupersededError",
 }
 """The errors that end `learn`, beside those of settings, of the disk and of a damaged or locked store."""
-ELSEWHERE = ("embedded broker", "is in use. Stop what listens there", "cannot be started")
-"""In lines of these errors that only `broker` and `demo` can end with."""
+ELSEWHERE = (
+    "embedded broker",
+    "is in use. Stop what listens there",
+    "cannot be started",
+    "no dead letters yet",
+    "Dead letters cannot",
+)
+"""In lines of these errors that only `broker`, `demo` and `resend` can end with."""
 
 
 def ending_lines() -> dict[str, list[str]]:

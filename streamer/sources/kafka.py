@@ -371,5 +371,8 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         self._source._joined = True
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        # kafka-python 3.0.12 forgets a join that new partitions began if `poll` returns before the group's answer: it
+        # would stand still for ever, without a heartbeat. A join that is asked for is remembered until it is done.
+        self._source._consumer._coordinator.request_rejoin()
         if revoked:
             logger.info("gave back %s", ", ".join(map(show, sorted(revoked))))

@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -140,3 +141,15 @@ def test_the_command_and_its_options_exist(name: str) -> None:
     app.command()(importlib.import_module(f"cli.{words[0]}").command)
     arguments = [settings if word == "/etc/anabranch/settings.toml" else word for word in words[1:]]
     assert typer.main.get_command(app).make_context(words[0], arguments).args == []
+
+
+def test_the_commands_for_alerts_name_services_and_folders_of_this_file(alert_commands: list[str]) -> None:
+    found = [shlex.split(one)[2:] for one in alert_commands if one.startswith("docker compose ")]
+    assert {verb for verb, *_ in found} == {"logs", "ps", "restart", "stop", "exec"}
+    for verb, *rest in found:
+        service, *inside = [word for word in rest if word not in {"--since", "15m"}] or ["learner"]
+        assert service in SERVICES, (verb, rest)
+        assert bool(inside) == (verb == "exec")
+        if inside:
+            *_, folder = inside
+            assert any(volume.split(":")[1] == folder for volume in SERVICES[service]["volumes"]), folder

@@ -131,3 +131,29 @@ def test_a_replay_from_a_time_then_records_that_are_gone_then_skipped(
         run.stop()
     assert flow.newest().manifest.offsets == {topic: {"0": N_EVENTS}}
     assert flow.newest().manifest.n_events == 400 + N_EVENTS - 1_600
+
+
+def test_a_topic_that_was_made_anew_with_more_records_is_refused_not_read_from_the_old_offset(
+    apache_kafka, topic, flow, make, produce, stream_of
+):
+    stream = stream_of(apache_kafka, topic, make(900, seed=7))
+    produce(stream, stream.events[:400])
+    flow.configure(stream)
+    flow.learn_to_the_end()
+    made_from = flow.newest().manifest.topic_ids[topic]
+    admin = KafkaAdminClient(bootstrap_servers=apache_kafka)
+    admin.delete_topics([topic])
+    while topic in admin.list_topics():
+        time.sleep(0.05)
+    admin.close()
+    produce(stream, stream.events)
+    with flow.learn("--until-end") as run:
+        assert run.wait() == 1, run.output
+        line = rf"Topic `{topic}` is not the one that the snapshot was made from: its id was {made_from}, the broker"
+        assert re.search(line + ".*`learn --allow-other-topic`", run.output)
+    assert flow.newest().manifest.offsets == {topic: {"0": 400}}
+    # As if it were a copy that kept the offsets; the snapshot behind it is the new topic's.
+    flow.learn_to_the_end("--allow-other-topic")
+    assert flow.newest().manifest.offsets == {topic: {"0": 900}}
+    assert flow.newest().manifest.topic_ids[topic] != made_from
+    flow.learn_to_the_end()

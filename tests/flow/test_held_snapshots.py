@@ -1,5 +1,7 @@
 """Stopped or killed while the watchdog holds snapshots back, `anabranch learn` goes on from the last good one."""
 
+import shlex
+
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -44,3 +46,28 @@ def test_a_learner_that_ends_while_snapshots_are_held_goes_on_from_the_last_good
             run.stop()
     assert flow.newest().manifest.n_events == N_EVENTS
     same_state(flow.newest(), calm.newest())
+
+
+def test_without_a_limit_the_model_is_accepted_as_it_is(
+    embedded_broker, topic, flow, make, produce, stream_of, alert_command
+):
+    stream = stream_of(embedded_broker, topic, make(N_EVENTS, seed=9))
+    produce(stream, stream.events[:2_000])
+    flow.configure(stream, every_events=400)
+    with flow.start("learn", "-c", flow.config, environment=EASY) as run:
+        run.until(lambda: run.consumed() >= 2_000)
+        run.stop()
+    produce(stream, stream.events[2_000:])
+    with flow.start("learn", "-c", flow.config, environment=STRICT) as run:
+        run.said("Snapshots are held back at")
+        run.stop()
+    setting, program, *arguments = shlex.split(alert_command("ANABRANCH__"))
+    assert program == "anabranch"
+    name, _, value = setting.partition("=")
+    assert name in STRICT
+    with flow.start(*arguments, environment={**STRICT, name: value}, folder=flow.folder) as run:
+        n_events = int(run.said(r"Learning `.*: snapshot v\d+, (\d+) events")[1])
+        assert n_events < N_EVENTS
+        run.until(lambda: run.consumed() >= N_EVENTS - n_events)
+        run.stop()
+    assert flow.newest().manifest.n_events == N_EVENTS

@@ -121,6 +121,27 @@ def test_every_procedure_of_the_page_is_run_here():
     assert set(procedures()) == run_here | {"Back up", "Add a partition"}
 
 
+def test_every_command_for_an_alert_is_run_somewhere(alert_commands):
+    """Here, or where the alert's cause is made; those of `docker compose` are compared with its file."""
+    here = (
+        "kafka-configs.sh",
+        "kafka-console-consumer.sh",
+        "anabranch check",
+        "anabranch resend",
+        "anabranch snapshots verify",
+    )
+    elsewhere = {
+        "docker compose": "deploy/test_compose.py",
+        "python -c": "learner/test_skipped_batches.py",
+        "ANABRANCH__": "flow/test_held_snapshots.py",
+    }
+    for file in set(elsewhere.values()):
+        assert "alert_command" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+    beginnings = {one: [known for known in (*here, *elsewhere) if one.startswith(known)] for one in alert_commands}
+    assert {one for one, known in beginnings.items() if not known} == set()
+    assert {known[0] for known in beginnings.values()} == {*here, *elsewhere}
+
+
 def test_started_again_it_goes_on_and_a_standby_of_the_next_release_takes_over_when_it_is_stopped(flow):
     (start,), (standby,) = commands("Start"), commands("Standby")
     assert "ANABRANCH__METRICS__PORT=" in procedures()["Standby"]
@@ -209,6 +230,50 @@ def test_a_replay_from_a_time_learns_a_fresh_model_of_what_came_since(
     assert flow.newest().manifest.n_events == 100
 
 
+def test_what_the_alerts_say_of_snapshots_tells_a_whole_store(flow, alert_command):
+    assert re.fullmatch(r"(\d+: ok\n)+", to_its_end(flow, shlex.split(alert_command("anabranch snapshots verify"))[1:]))
+
+
+@pytest.mark.kafka
+def test_dead_letters_are_looked_at_then_sent_again_once_their_cause_is_repaired(
+    apache_broker, topic, tmp_path, flow_in, make, produce, stream_of, alert_command, alert_commands
+):
+    """A producer that says `cart`; afterwards the settings ignore it."""
+    flow = flow_in(tmp_path / "letters")
+    stream = stream_of(apache_broker.bootstrap_servers, topic, make(200))
+    produce(stream, stream.events[:100])
+    produce(stream, [msgspec.structs.replace(event, type="cart") for event in stream.events[100:103]])
+    flow.configure(stream)
+    flow.learn_to_the_end()
+    here = {"localhost:9092": stream.servers, "events": topic, "events.dead-letters": f"{topic}.dead-letters"}
+
+    def tool(name):
+        script, *arguments = shlex.split(alert_command(name))
+        assert "localhost:9092" in arguments
+        return apache_broker.tool(script, *(here.get(word, word) for word in arguments))
+
+    assert "retention.ms=" in tool("kafka-configs.sh")
+    told = tool("kafka-console-consumer.sh")
+    assert "anabranch-reason:unknown_type,anabranch-detail:" in told
+    assert f"anabranch-topic:{topic},anabranch-partition:0,anabranch-offset:100" in told
+
+    record = told.strip().rpartition("\t")[2]
+    good = msgspec.json.encode(stream.events[0]).decode()
+    (flow.folder / "records.jsonl").write_text(f"{record}\n{good}\n", encoding="utf-8")
+    assert "rejected: unknown_type" in to_its_end(flow, shlex.split(alert_command("anabranch check"))[1:])
+    text = flow.config.read_text(encoding="utf-8")
+    flow.config.write_text(text.replace("[events]\n", '[events]\nignore = ["cart"]\n'), encoding="utf-8")
+    count, some, *_ = [shlex.split(one)[1:] for one in alert_commands if one.startswith("anabranch resend ")]
+    assert re.search(r"│ unknown_type +│ +3 │", to_its_end(flow, count))
+    assert "mapping" in some
+    some = ["unknown_type" if word == "mapping" else word for word in some]
+    assert re.search(r"│ unknown_type +│ +3 │", to_its_end(flow, some))
+    assert "No dead letters" in to_its_end(flow, some)
+    flow.learn_to_the_end()
+    assert flow.newest().manifest.offsets == {topic: {"0": 106}}
+    assert "No dead letters" in to_its_end(flow, count), "the three are no bad records any more"
+
+
 @pytest.mark.kafka
 def test_a_partition_is_added_while_it_learns_and_is_read_from_its_beginning(
     apache_broker, topic, tmp_path, flow_in, make, produce, stream_of
@@ -222,7 +287,7 @@ def test_a_partition_is_added_while_it_learns_and_is_read_from_its_beginning(
     run = flow.start("learn", "-c", flow.config, environment=PLAIN, program=("-c", NOTICING))
     with run:
         run.until(lambda: run.consumed() == 200)
-        apache_broker.topics(*(here.get(word, word) for word in alter))
+        apache_broker.tool("kafka-topics.sh", *(here.get(word, word) for word in alter))
         produce(stream, events[200:])  # by a producer that knows both
         run.said(rf"assigned {topic}\[0\] from \d+, {topic}\[1\] from the beginning")
         run.until(lambda: run.consumed() == 400)

@@ -1,4 +1,4 @@
-"""Apache Kafka itself, one KRaft node, as a child process. Loaded by `tests/conftest.py`."""
+"""Apache Kafka itself, KRaft nodes as child processes. Loaded by `tests/conftest.py`."""
 
 import os
 import shutil
@@ -18,10 +18,10 @@ STOP_SECONDS = 20.0
 
 # No retention: tests write records with old timestamps, which it would delete in the middle of a test.
 _PROPERTIES = """
-process.roles=broker,controller
-node.id=1
+process.roles={roles}
+node.id={node}
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},BEHIND://127.0.0.1:{behind}
+listeners=PLAINTEXT://127.0.0.1:{port},BEHIND://127.0.0.1:{behind}{controls}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port},BEHIND://127.0.0.1:{proxy}
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BEHIND:PLAINTEXT
 controller.listener.names=CONTROLLER
@@ -44,7 +44,7 @@ log.retention.ms=-1
 
 # What is appended where clients must show who they are: a listener for each way, SSL itself asking for a certificate.
 _SECURED = """
-listeners={listeners},CONTROLLER://127.0.0.1:{controller}
+listeners={listeners}{controls}
 advertised.listeners={listeners}
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,{protocol_map}
 ssl.keystore.type=PEM
@@ -59,6 +59,11 @@ listener.name.{listener}.plain.sasl.jaas.config=org.apache.kafka.common.security
 listener.name.{listener}.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 listener.name.{listener}.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 """  # noqa: E501 - properties have no line breaks
+_TOOLS = {
+    "kafka-topics.sh": "org.apache.kafka.tools.TopicCommand",
+    "kafka-configs.sh": "kafka.admin.ConfigCommand",
+    "kafka-console-consumer.sh": "org.apache.kafka.tools.consumer.ConsoleConsumer",
+}
 _SECURE_PROTOCOLS = ("SSL", "SASL_PLAINTEXT", "SASL_SSL")
 
 
@@ -112,15 +117,24 @@ class ApacheKafka:
     A second listener, at port ``behind``, tells its clients to come by port ``proxy``, where a test may listen.
 
     :param login: adds a listener on `localhost` for SSL, SASL_PLAINTEXT and SASL_SSL each: ``servers[protocol]``.
+    :param beside: makes it the second broker of that one's cluster, which stays the only controller.
     """
 
-    def __init__(self, login: Login | None = None) -> None:
+    def __init__(self, login: Login | None = None, beside: Self | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="anabranch-kafka-"))
         self._port, controller, self.behind, self.proxy = (_free_port() for _ in range(4))
+        # Not a leading "-": it would be read as an option.
+        self._cluster = "A" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
+        controls = f",CONTROLLER://127.0.0.1:{controller}"
+        self._controller = controller
+        if beside is not None:
+            controller, controls, self._cluster = beside._controller, "", beside._cluster
         self._properties = self._folder / "server.properties"
         text = _PROPERTIES.format(
-            port=self._port, controller=controller, behind=self.behind, proxy=self.proxy, data=self._folder / "data"
-        )
+            roles="broker" if beside else "broker,controller", node=2 if beside else 1,
+            port=self._port, controller=controller, controls=controls,
+            behind=self.behind, proxy=self.proxy, data=self._folder / "data",
+        )  # fmt: skip
         self._scram: list[str] = []
         self.servers = {"PLAINTEXT": self.bootstrap_servers}
         self.login = login
@@ -128,7 +142,7 @@ class ApacheKafka:
             self.servers |= {protocol: f"localhost:{_free_port()}" for protocol in _SECURE_PROTOCOLS}
             text += _SECURED.format(
                 listeners=",".join(f"{protocol}://{address}" for protocol, address in self.servers.items()),
-                controller=controller,
+                controls=controls,
                 protocol_map=",".join(f"{protocol}:{protocol}" for protocol in _SECURE_PROTOCOLS),
                 keystore=login.keystore,
                 truststore=login.cafile,
@@ -150,9 +164,7 @@ class ApacheKafka:
 
     def start(self) -> Self:
         if not (self._folder / "data").exists():
-            # Not a leading "-": it would be read as an option.
-            cluster = "A" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
-            arguments = ["format", "--cluster-id", cluster, "--config", str(self._properties)]
+            arguments = ["format", "--cluster-id", self._cluster, "--config", str(self._properties)]
             arguments += self._scram
             subprocess.run(self._java("kafka.tools.StorageTool", *arguments), check=True, capture_output=True)
         output = self._folder / "output.txt"
@@ -181,12 +193,12 @@ class ApacheKafka:
         self._end_process()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def topics(self, *arguments: str) -> None:
-        """What `kafka-topics.sh` runs."""
-        done = subprocess.run(
-            self._java("org.apache.kafka.tools.TopicCommand", *arguments), capture_output=True, text=True, check=False
-        )
+    def tool(self, script: str, *arguments: str) -> str:
+        """What a script of Kafka's, such as `kafka-topics.sh`, prints."""
+        command = self._java(_TOOLS[script], *arguments)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def leader_epochs(self, topic: str) -> list[int]:
         """Those under which the first partition has records; each restart begins another."""

@@ -2,6 +2,9 @@
 
 import copy
 import logging
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -120,7 +123,7 @@ def barrier(batches):
 
 
 def test_it_is_kept_in_quarantine_the_log_names_file_and_cause_and_prometheus_the_reason(
-    make_settings, layout_of, make_stream, tmp_path, caplog
+    make_settings, layout_of, make_stream, tmp_path, caplog, alert_command
 ):
     settings = make_settings()
     layout = layout_of(settings)
@@ -144,6 +147,11 @@ def test_it_is_kept_in_quarantine_the_log_names_file_and_cause_and_prometheus_th
         assert opened.metadata() == {"reason": "score", "suspects": layout.dense[2]}
     # The store does not take the folder for a version, nor delete it.
     assert learner.store.versions() == [1]
+
+    python, *look = shlex.split(alert_command("python -c"))
+    assert (python, look[-1]) == ("python", "FILE")
+    seen = subprocess.run([sys.executable, *look[:-1], str(file)], capture_output=True, text=True, check=True).stdout
+    assert f"'rows.dense': {batches[4].rows.dense.shape}" in seen
 
 
 def test_only_the_newest_are_kept(make_settings, layout_of, make_stream, tmp_path):

@@ -349,6 +349,30 @@ def test_a_partition_that_is_added_later_is_read_from_its_beginning(
 
 
 @pytest.mark.kafka
+def test_a_rebalance_that_outlasts_a_poll_is_taken_up_by_the_next_one(
+    open_source: Open, apache_kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time partitions are added, a member asks for its share anew; here no poll waits until it is given."""
+    for client in ("kafka", "confluent"):
+        monkeypatch.setattr(f"streamer.sources.{client}.METADATA_AGE_MS", 100)
+    create_topics(apache_kafka, {topic: 1})
+    with open_source(apache_kafka, topic, session_timeout="6s") as source:
+        assert _read_to_end(source) == []
+        for n_partitions in range(2, 8):
+            admin = KafkaAdminClient(bootstrap_servers=apache_kafka)
+            admin.create_partitions({topic: n_partitions})
+            admin.wait_for_topics([topic])
+            admin.close()
+            _produce(apache_kafka, topic, 3, partition=n_partitions - 1)
+            records: list[Record] = []
+            deadline = time.monotonic() + 20
+            while len(records) < 3:
+                assert time.monotonic() < deadline, f"stands still with {n_partitions} partitions"
+                records += source.poll(1)
+            assert _values(records) == [0, 1, 2]
+
+
+@pytest.mark.kafka
 @pytest.mark.parametrize(("client", "told_by"), [("confluent", "heartbeat"), *((one, "commit") for one in CLIENTS)])
 def test_a_member_whose_name_another_has_taken_is_told(
     apache_kafka: str, topic: str, client: str, told_by: str
