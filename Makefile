@@ -15,7 +15,7 @@ KAFKA_READY := .kafka/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup kafka demo test crash-matrix soak fuzz check fix bench bench-quality compose-check clean
+.PHONY: help setup kafka demo test crash-matrix soak fuzz fuzz-merge check fix bench bench-quality compose-check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ fuzz: $(READY) ## Feed the decoder bytes nobody would send, for a minute (SECOND
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
 	mkdir -p .fuzz
 	$(BIN)/python tests/fuzz/decoding.py .fuzz tests/fuzz/corpus -max_total_time=$(SECONDS) -artifact_prefix=.fuzz/
+
+fuzz-merge: ## Of the inputs that `make fuzz` left in .fuzz, keep those that reach new code (tests/fuzz/corpus)
+	$(BIN)/python tests/fuzz/decoding.py -merge=1 tests/fuzz/corpus .fuzz
 
 check: $(READY) ## Lint, format and types
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Whether what a long run holds stays as it is: a line through each life of the process, and one through all."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -51,6 +52,15 @@ class Verdict:
     def is_flat(self) -> bool:
         """Neither grows by more than is allowed; a value that falls is flat."""
         return max(self.within, self.across) <= self.allowed
+
+
+def share_moved(samples: Sequence[Sample]) -> float:
+    """Of the looks behind another one of the same life, those that found later events learned.
+
+    Who is idle shows nothing.
+    """
+    pairs = [pair for pair in itertools.pairwise(samples) if pair[0].life == pair[1].life]
+    return sum(earlier.event_time_seconds < later.event_time_seconds for earlier, later in pairs) / max(len(pairs), 1)
 
 
 def judge(samples: Sequence[Sample], warm_up_seconds: float, bounds: dict[str, Bound]) -> list[Verdict]:

@@ -107,7 +107,7 @@ def evaluate(
         cpu_us = 1e6 * (_cpu_seconds(pids) - cpu_seconds) / max(n_events - n_first, 1)
         assembly.close_open_windows()
         ne = quality(assembly.report(1.0, settings.model.name))
-        return Run(span.events_per_second, ne, sum(_peak_mib(pid) for pid in pids if pid), cpu_us)
+        return Run(span.events_per_second, ne, sum(peak_mib(pid) for pid in pids if pid), cpu_us)
 
 
 def _cpu_seconds(pids: set[int | None]) -> float:
@@ -119,7 +119,8 @@ def _cpu_seconds(pids: set[int | None]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _peak_mib(pid: int) -> float:
+def peak_mib(pid: int) -> float:
+    """What a process held at most since it began."""
     # Not `getrusage`: what it tells of a process begins with the memory of the one that started it.
     found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return int(found[1]) / 1024 if found else 0.0

@@ -10,6 +10,7 @@ from pathlib import Path
 Part = bytes | memoryview
 """Some of a file's bytes."""
 _TOKEN_BYTES = 512
+_MOST_DIGITS = 15  # more would make names of files that are too long for a disk
 
 
 class Disk:
@@ -107,4 +108,5 @@ class WriterLock:
 def _parse(token: bytes) -> tuple[int, str]:
     """Number and name in a token; 0 and what there is where it has no number."""
     number, _, name = token.decode("utf-8", "replace").strip().partition(" ")
-    return (int(number), name) if number.isdecimal() else (0, f"{number} {name}".strip())
+    is_number = number.isdecimal() and len(number) <= _MOST_DIGITS
+    return (int(number), name) if is_number else (0, f"{number} {name}".strip())

@@ -11,6 +11,7 @@ One folder per version::
 """
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import logging
@@ -46,6 +47,7 @@ from learner.snapshot_files import (
     encode_state,
     file_entry,
     file_name,
+    regular_size,
 )
 
 __all__ = [
@@ -153,14 +155,13 @@ class SnapshotStore:
                 if number not in numbers:
                     raise SnapshotDamagedError(version, name, "missing, though later ones are there")
                 try:
-                    found = VersionFolder(self.path(version) / name, version).load(groups, ())
+                    yield VersionFolder(self.path(version) / name, version, number).load(groups, ())
                 except SnapshotDamagedError as error:
                     raise SnapshotDamagedError(version, f"{name}/{error.file}", error.problem) from error
-                if found.manifest.delta != number:
-                    raise SnapshotDamagedError(version, name, f"it is delta {found.manifest.delta}")
-                yield found
         except (FileNotFoundError, VanishedError):
             return
+        except OSError as error:
+            raise SnapshotDamagedError(version, self.path(version).name, error.strerror or str(error)) from error
 
     def verify(self, version: int, *, quick: bool = False) -> list[str]:
         """What is wrong with a version, a line per file; empty where it is whole.
@@ -199,7 +200,7 @@ class SnapshotStore:
             present = sorted(
                 int(match[1])
                 for name in self._listing()
-                if (match := _VERSION.fullmatch(name)) and (self.directory / name).is_dir()
+                if (match := _VERSION.fullmatch(name)) and _is_folder(self.directory / name)
             )
             before, named = named, self._named_latest()
             if named == before:
@@ -214,13 +215,14 @@ class SnapshotStore:
 
     def _named_latest(self) -> int | None:
         """The version in ``LATEST``; None where the file is missing or damaged."""
+        latest = self.directory / LATEST
         try:
-            text = (self.directory / LATEST).read_bytes()
+            text = latest.read_bytes() if regular_size(latest) == len(_latest_text(1)) else b""
         except OSError:
             return None
         match = _VERSION.match(text.decode("ascii", "replace"))
         if match is None or text != _latest_text(int(match[1])):
-            log.warning("%s is damaged; taking the newest version there is.", self.directory / LATEST)
+            log.warning("%s is damaged; taking the newest version there is.", latest)
             return None
         return int(match[1])
 
@@ -467,8 +469,15 @@ class SnapshotStore:
             self._disk.remove(temporary)
 
 
+def _is_folder(path: Path) -> bool:
+    """Of this directory, that is: a link leads elsewhere."""
+    return not path.is_symlink() and path.is_dir()
+
+
 def _numbers(folder: Path) -> set[int]:
     """Of the deltas in a version's folder."""
+    if folder.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a link")
     return {int(match[1]) for path in folder.iterdir() if (match := _DELTA.fullmatch(path.name))}
 
 

@@ -4,9 +4,12 @@ The safetensors are written here, read by their own library: the library's write
 interpreter lock, and the learner would stand still for it.
 """
 
+import errno
 import hashlib
 import itertools
+import os
 import re
+import stat
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ _DTYPES = {"b1": "BOOL"} | {f"{kind}{size}": f"{kind.upper()}{8 * size}" for kin
 
 GROUP = "safetensors"
 STATE = "msgpack"
+_MOST_MANIFEST_BYTES = 16 << 20
 
 
 class SnapshotError(Exception):
@@ -168,12 +172,27 @@ def decode_file(file: str, data: bytes) -> Any:
         raise ValueError(f"cannot be read: {error}") from error
 
 
-class VersionFolder:
-    """The folder of one version, read with every doubt: whatever is wrong becomes :class:`SnapshotDamagedError`."""
+def regular_size(path: Path) -> int:
+    """Bytes of a regular file.
 
-    def __init__(self, path: Path, version: int) -> None:
+    :raises OSError: it is not there, or is a link, a pipe or a device: those lead elsewhere, or never end.
+    """
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return status.st_size
+
+
+class VersionFolder:
+    """The folder of one version, read with every doubt: whatever is wrong becomes :class:`SnapshotDamagedError`.
+
+    :param delta: of which delta behind the version it is the folder; 0: of the version itself.
+    """
+
+    def __init__(self, path: Path, version: int, delta: int = 0) -> None:
         self._path = path
         self._version = version
+        self._delta = delta
 
     def manifest(self) -> Manifest:
         """The manifest.
@@ -181,14 +200,19 @@ class VersionFolder:
         :raises NoSnapshotError: there is no such version.
         :raises SnapshotDamagedError: the manifest cannot be used.
         """
-        if not self._path.is_dir():
+        if not os.path.lexists(self._path):
             raise VanishedError(f"{self._path.parent} has no snapshot {self._version}; see `anabranch snapshots list`.")
+        if self._path.is_symlink() or not self._path.is_dir():
+            raise self._damaged(MANIFEST, f"{self._path.name} is no folder")
+        if (n_bytes := self._size(MANIFEST)) > _MOST_MANIFEST_BYTES:
+            raise self._damaged(MANIFEST, f"{n_bytes} bytes, where {_MOST_MANIFEST_BYTES} are the most")
         try:
             manifest = decode_manifest(self._read(MANIFEST))
         except ManifestError as error:
             raise self._damaged(MANIFEST, str(error)) from error
-        if manifest.version != self._version:
-            raise self._damaged(MANIFEST, f"it is the manifest of version {manifest.version}")
+        if (manifest.version, manifest.delta) != (self._version, self._delta):
+            what = f"version {manifest.version}" + (f", delta {manifest.delta}" if manifest.delta else "")
+            raise self._damaged(MANIFEST, f"it is the manifest of {what}")
         return manifest
 
     def load(self, groups: Collection[str] | None, states: Collection[str] | None) -> Snapshot:
@@ -243,21 +267,22 @@ class VersionFolder:
             raise self._damaged(file, str(error)) from error
 
     def _check_size(self, file: str, entry: FileEntry) -> None:
-        path = self._path / file
+        if (n_bytes := self._size(file)) != entry.bytes:
+            raise self._damaged(file, f"{n_bytes} bytes instead of {entry.bytes}")
+
+    def _size(self, file: str) -> int:
         try:
-            regular, size = path.is_file(), path.stat().st_size
+            return regular_size(self._path / file)
         except OSError as error:
             raise self._unreadable(file, error) from error
-        if not regular:
-            raise self._damaged(file, "not a regular file")
-        if size != entry.bytes:
-            raise self._damaged(file, f"{size} bytes instead of {entry.bytes}")
 
     def _read(self, file: str) -> bytes:
         try:
             return (self._path / file).read_bytes()
         except OSError as error:
             raise self._unreadable(file, error) from error
+        except MemoryError as error:  # a file with holes is as long as somebody likes
+            raise self._damaged(file, "it does not fit into memory") from error
 
     def _unreadable(self, file: str, error: OSError) -> SnapshotError:
         if not self._path.is_dir():

@@ -1,5 +1,6 @@
 """Fixtures that every folder may use: brokers and topic names."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -98,6 +99,24 @@ def alert_command(alert_commands: list[str]) -> Callable[[str], str]:
 def topic() -> str:
     """A name that no other test uses; the topic is not created."""
     return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@contextlib.contextmanager
+def _a_user_whom_rights_concern() -> Iterator[None]:
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.fixture(scope="session")
+def as_a_user_whom_rights_concern() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Root reads everything; in this context it is nobody."""
+    return _a_user_whom_rights_concern
 
 
 class _started:  # noqa: N801 - reads as what it is

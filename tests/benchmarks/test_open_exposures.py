@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.open_exposures import planned_mib, problems, rows, settings_of
+from benchmarks.open_exposures import Learned, learned, memory_problems, planned_mib, problems, rows, settings_of
+from contracts.memory import MIB, snapshot_bytes
 from streamer import pipeline
 
 MAX_OPEN, N_EXPOSURES, N_ROWS = 20_000, 60_000, 6
@@ -54,6 +55,37 @@ GOOD = {"exposures read": 30.0, "open": 20.0, "exposures given up": 10.0, "state
 )
 def test_what_is_lost_or_grows_is_told(last, told):
     found = problems([GOOD, {**GOOD, **last}], 20, 6.0)
+    assert len(found) == len(told)
+    for line, piece in zip(found, told, strict=True):
+        assert piece in line
+
+
+@pytest.mark.slow
+def test_ingest_and_learner_together_stay_under_the_cap_while_more_exposures_come_than_may_be_open():
+    settings = settings_of(0, max_mib=160.0, every_events=20_000)
+    found = learned(settings, N_EXPOSURES, N_ROWS)
+    assert memory_problems(found, settings) == []
+    assert found.held_mib > 0
+    last = found.rows[-1]
+    assert last["exposures read"] == N_EXPOSURES
+    assert last["open"] + last["exposures given up"] <= N_EXPOSURES
+    assert last["exposures given up"] > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ((0, 0.0), []),
+        ((-1, 0.0), [f"{MAX_OPEN - 1:,} exposures were open at most"]),
+        ((0, 1.0), ["both processes came to hold"]),
+    ],
+)
+def test_a_cap_of_memory_that_is_not_reached_or_not_kept_is_told(more, told):
+    settings = settings_of(MAX_OPEN, max_mib=1024.0)
+    allowed = settings.memory.max_mib + snapshot_bytes(settings) / MIB
+    found = memory_problems(
+        Learned(first=(50.0, 50.0), peak=(50.0, 50.0 + allowed + more[1]), most_open=MAX_OPEN + more[0]), settings
+    )
     assert len(found) == len(told)
     for line, piece in zip(found, told, strict=True):
         assert piece in line

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pytest
+from kafka import KafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from contracts.events import Event
@@ -145,6 +146,11 @@ class Running:
     def consumed(self) -> int:
         """Events that this process took into the stream."""
         return int(self.metrics().get("anabranch_events_consumed_total", 0))
+
+    def children(self) -> list[int]:
+        """The processes that it started: the ingest and multiprocessing's tracker."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def __enter__(self) -> Self:
         return self
@@ -346,6 +352,20 @@ def load() -> Iterator[Callable[[Stream, int, int], threading.Thread]]:
     yield start
     for thread in threads:
         thread.join()
+
+
+def n_members_of(servers: str, group: str) -> int:
+    admin = KafkaAdminClient(bootstrap_servers=servers)
+    try:
+        return len(admin.describe_groups([group])[group]["members"])
+    finally:
+        admin.close()
+
+
+@pytest.fixture(scope="session")
+def n_members() -> Callable[[str, str], int]:
+    """How many a group has, as Apache Kafka tells it (the embedded broker's answer cannot be read)."""
+    return n_members_of
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Damage to what `anabranch learn` left on the disk: the version before is used, and what is damaged is named."""
 
-import contextlib
 import errno
 import os
 import re
@@ -67,21 +66,10 @@ def files_in(folder):
 DAMAGE = (cut_short, flip_a_bit, remove, make_unreadable)
 
 
-@contextlib.contextmanager
-def as_a_user_whom_rights_concern():
-    """Root reads everything; it is nobody meanwhile."""
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65_534)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
-
-
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_each_file_of_the_newest_version_when_damaged_is_named_and_the_version_before_is_used(damage, damaged):
+def test_each_file_of_the_newest_version_when_damaged_is_named_and_the_version_before_is_used(
+    damage, damaged, as_a_user_whom_rights_concern
+):
     before, files = damaged.load(1), files_in(damaged.path(2))
     assert {"manifest.json", "table.safetensors", "profiles.safetensors", "learner.msgpack"} < {
         one.name for one in files
@@ -102,14 +90,16 @@ def test_each_file_of_the_newest_version_when_damaged_is_named_and_the_version_b
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_latest_is_told_and_the_newest_version_is_used(damage, damaged, caplog):
+def test_a_damaged_latest_is_told_and_the_newest_version_is_used(
+    damage, damaged, caplog, as_a_user_whom_rights_concern
+):
     damage(damaged.directory / LATEST)
     with as_a_user_whom_rights_concern():
         assert damaged.load().manifest.version == 2
     assert (f"{damaged.directory / LATEST} is damaged" in caplog.text) == (damage in (cut_short, flip_a_bit))
 
 
-def test_a_version_folder_that_is_gone_or_a_file_or_closed_to_us_is_named(damaged):
+def test_a_version_folder_that_is_gone_or_a_file_or_closed_to_us_is_named(damaged, as_a_user_whom_rights_concern):
     folder = damaged.path(2)
     folder.chmod(0)
     with as_a_user_whom_rights_concern():
@@ -127,7 +117,9 @@ def test_a_version_folder_that_is_gone_or_a_file_or_closed_to_us_is_named(damage
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_each_file_of_a_delta_when_damaged_is_named_and_the_version_is_as_before(damage, damaged):
+def test_each_file_of_a_delta_when_damaged_is_named_and_the_version_is_as_before(
+    damage, damaged, as_a_user_whom_rights_concern
+):
     files = files_in(damaged.path(2) / "delta-000001")
     assert {"manifest.json", "table.safetensors", "profiles.safetensors"} < {one.name for one in files}
     for file in files:

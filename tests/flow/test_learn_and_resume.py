@@ -5,7 +5,6 @@ import shutil
 import signal
 
 import pytest
-from kafka import KafkaAdminClient
 
 from contracts.settings import load_settings
 
@@ -42,15 +41,6 @@ def test_a_second_run_learns_exactly_what_came_after_the_first(apache_kafka, top
         assert 0 < quality["list"]["requests"] < n_views
 
 
-def members(servers: str, group: str) -> int:
-    """Members of a group, as Apache Kafka tells them (the embedded broker's answer cannot be read)."""
-    admin = KafkaAdminClient(bootstrap_servers=servers)
-    try:
-        return len(admin.describe_groups([group])[group]["members"])
-    finally:
-        admin.close()
-
-
 def stopped_by(number, flow, stream, look=lambda: None):
     """Learn for a while, look, and stop well: all that was read is in the snapshot."""
     with flow.learn() as run:
@@ -71,13 +61,13 @@ def test_told_to_stop_it_snapshots_all_it_read_and_the_open_batch_goes_on_afterw
 
 
 @pytest.mark.kafka
-def test_told_to_stop_it_leaves_its_group(apache_kafka, topic, flow, make, produce, stream_of):
+def test_told_to_stop_it_leaves_its_group(apache_kafka, topic, flow, make, produce, stream_of, n_members):
     stream = stream_of(apache_kafka, topic, make(500))
     produce(stream, stream.events)
     group = load_settings(flow.configure(stream, every_events=1_000_000)).kafka.group
     found = []
-    stopped_by(signal.SIGINT, flow, stream, lambda: found.append(members(apache_kafka, group)))
-    assert [*found, members(apache_kafka, group)] == [1, 0]
+    stopped_by(signal.SIGINT, flow, stream, lambda: found.append(n_members(apache_kafka, group)))
+    assert [*found, n_members(apache_kafka, group)] == [1, 0]
 
 
 def test_a_damaged_newest_snapshot_costs_a_warning_and_the_work_behind_it(straight, flow, same_state):

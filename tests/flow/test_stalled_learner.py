@@ -3,19 +3,20 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 import msgspec
 import pytest
 from confluent_kafka import Producer
-from kafka import KafkaAdminClient, KafkaProducer
+from kafka import KafkaProducer
 
+from benchmarks.open_exposures import resident_mib
 from streamer.broker import create_topics
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]
 
 CLIENTS = ("kafka-python", "confluent")
 N_EVENTS, N_BEFORE, N_ROWS, N_POLLED = 6_000, 500, 64, 100
+SETTINGS = {"ANABRANCH__BATCH__MAX_ROWS": str(N_ROWS), "ANABRANCH__KAFKA__SESSION_TIMEOUT": "2s"}
 PADDING = b"x" * 16_000
 BATCHES_AHEAD = 8  # the ring, and one on either side of it
 MOST_READ = N_BEFORE + BATCHES_AHEAD * N_ROWS + N_POLLED
@@ -54,16 +55,11 @@ app()
 
 
 def family(run):
-    """The process and its children: the ingest and multiprocessing's tracker."""
-    pid = run.process.pid
-    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+    return [run.process.pid, *run.children()]
 
 
-def resident_mib(run):
-    def pages(pid):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-
-    return sum(map(pages, family(run))) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+def family_mib(run):
+    return sum(map(resident_mib, family(run)))
 
 
 def burst(stream, begin, end):
@@ -92,131 +88,124 @@ def lag(run):
     return run.metrics().get("anabranch_consumer_lag_messages", 0)
 
 
-def is_thrown_out(servers, group):
-    admin = KafkaAdminClient(bootstrap_servers=servers)
-    try:
-        return not admin.describe_groups([group])[group]["members"]
-    finally:
-        admin.close()
+@pytest.fixture
+def learners(tmp_path, flow_in):
+    """Starts a learner by each client, in two processes, on a stream; they end with the test."""
+    runs, flows = [], [flow_in(tmp_path / name) for name in CLIENTS]
+
+    def start(stream, *program):
+        for name, flow in zip(CLIENTS, flows, strict=True):
+            flow.configure(stream, every_events=3_000, max_poll_records=N_POLLED)
+            how = {**SETTINGS, "ANABRANCH__KAFKA__CLIENT": name, "ANABRANCH__PROCESSES": "2"}
+            runs.append(flow.start("learn", "-c", flow.config, environment=how, program=("-c", *program)))
+        return runs, flows
+
+    yield start
+    for run in runs:
+        run.__exit__()
+
+
+@pytest.fixture
+def as_in_calm(tmp_path, flow_in, same_state):
+    """Learns all of a stream undisturbed, and holds the flows' newest snapshots against it."""
+
+    def compare(flows, stream):
+        calm = flow_in(tmp_path / "calm")
+        calm.configure(stream, every_events=3_000, max_poll_records=N_POLLED)
+        with calm.start("learn", "-c", calm.config, environment=SETTINGS) as run:
+            run.until(lambda: run.consumed() >= len(stream.events))
+            run.stop()
+        for flow in flows:
+            assert flow.newest().manifest.n_events == len(stream.events)
+            same_state(flow.newest(), calm.newest())
+
+    return compare
 
 
 def test_a_burst_waits_in_kafka_while_the_learner_stands_still_and_is_learned_once_by_a_member_thrown_out_meanwhile(
-    apache_kafka, topic, tmp_path, flow_in, make, stream_of, same_state
+    apache_kafka, topic, tmp_path, learners, make, stream_of, n_members, as_in_calm
 ):
     """Both clients at once, each in two processes; 96 MB come in, of which few are held."""
     stream = stream_of(apache_kafka, topic, make(N_EVENTS, seed=3))
-    settings = {"ANABRANCH__BATCH__MAX_ROWS": str(N_ROWS), "ANABRANCH__KAFKA__SESSION_TIMEOUT": "2s"}
     burst(stream, 0, N_BEFORE)
-    stall, runs, flows = tmp_path / "stall", [], [flow_in(tmp_path / name) for name in CLIENTS]
-    try:
-        for name, flow in zip(CLIENTS, flows, strict=True):
-            flow.configure(stream, every_events=3_000, max_poll_records=N_POLLED)
-            how = {**settings, "ANABRANCH__KAFKA__CLIENT": name, "ANABRANCH__PROCESSES": "2"}
-            command = ("learn", "-c", flow.config)
-            runs.append(flow.start(*command, environment=how, program=("-c", STALLING, stall)))
+    stall = tmp_path / "stall"
+    runs, flows = learners(stream, STALLING, stall)
+    for run in runs:
+        run.until(lambda run=run: run.consumed() == N_BEFORE)
+    stall.touch()
+    before = [family_mib(run) for run in runs]
+    for end in (N_EVENTS // 2, N_EVENTS):
+        burst(stream, end - N_EVENTS // 2 or N_BEFORE, end)
         for run in runs:
-            run.until(lambda run=run: run.consumed() == N_BEFORE)
-        stall.touch()
-        before = [resident_mib(run) for run in runs]
-        for end in (N_EVENTS // 2, N_EVENTS):
-            burst(stream, end - N_EVENTS // 2 or N_BEFORE, end)
-            for run in runs:
-                run.until(lambda run=run, end=end: lag(run) >= end - MOST_READ)
-        for name, run, mib in zip(CLIENTS, runs, before, strict=True):
-            grown = resident_mib(run) - mib
-            print(f"{name}: {run.consumed()} of {N_EVENTS} events read, lag {lag(run):.0f}, {grown:+.1f} MiB resident")
-            assert run.consumed() <= MOST_READ
-            assert grown <= MOST_GROWN_MIB, name
+            run.until(lambda run=run, end=end: lag(run) >= end - MOST_READ)
+    for name, run, mib in zip(CLIENTS, runs, before, strict=True):
+        grown = family_mib(run) - mib
+        print(f"{name}: {run.consumed()} of {N_EVENTS} events read, lag {lag(run):.0f}, {grown:+.1f} MiB resident")
+        assert run.consumed() <= MOST_READ
+        assert grown <= MOST_GROWN_MIB, name
 
-        for run in runs:
-            for pid in family(run):
-                os.kill(pid, signal.SIGSTOP)
-        for flow in flows:
-            deadline = time.monotonic() + 60
-            while not is_thrown_out(apache_kafka, f"group-{flow.folder.name}-{topic}"):
-                assert time.monotonic() < deadline, "it should be missed"
-                time.sleep(0.2)
-        stall.unlink()
-        for run in runs:
-            for pid in family(run):
-                os.kill(pid, signal.SIGCONT)
-        for run in runs:
-            run.until(lambda run=run: run.consumed() >= N_EVENTS)
-            run.stop()
-    finally:
-        for run in runs:
-            run.__exit__()
-
-    calm = flow_in(tmp_path / "calm")
-    calm.configure(stream, every_events=3_000, max_poll_records=N_POLLED)
-    with calm.start("learn", "-c", calm.config, environment=settings) as run:
-        run.until(lambda: run.consumed() >= N_EVENTS)
-        run.stop()
+    for run in runs:
+        for pid in family(run):
+            os.kill(pid, signal.SIGSTOP)
     for flow in flows:
-        assert flow.newest().manifest.n_events == N_EVENTS
-        same_state(flow.newest(), calm.newest())
+        deadline = time.monotonic() + 60
+        while n_members(apache_kafka, f"group-{flow.folder.name}-{topic}"):
+            assert time.monotonic() < deadline, "it should be missed"
+            time.sleep(0.2)
+    stall.unlink()
+    for run in runs:
+        for pid in family(run):
+            os.kill(pid, signal.SIGCONT)
+    for run in runs:
+        run.until(lambda run=run: run.consumed() >= N_EVENTS)
+        run.stop()
+    as_in_calm(flows, stream)
 
 
 def test_a_burst_at_twenty_times_what_the_learner_sustains_is_lag_for_a_while_and_nothing_else(
-    apache_kafka, topic, tmp_path, flow_in, make, stream_of, same_state
+    apache_kafka, topic, tmp_path, learners, make, stream_of, as_in_calm
 ):
     """Both clients at once. What they sustain is measured while they catch up, by each one's own clock."""
     n_events = N_WARM + round(BURST_PER_SECOND * BURST_SECONDS)
     stream = stream_of(apache_kafka, topic, make(n_events, seed=5)[:n_events])
-    settings = {"ANABRANCH__BATCH__MAX_ROWS": str(N_ROWS)}
     burst(stream, 0, N_WARM)
-    slowed, runs, flows = tmp_path / "slowed", [], [flow_in(tmp_path / name) for name in CLIENTS]
-    try:
-        for name, flow in zip(CLIENTS, flows, strict=True):
-            flow.configure(stream, every_events=3_000, max_poll_records=N_POLLED)
-            how = {**settings, "ANABRANCH__KAFKA__CLIENT": name, "ANABRANCH__PROCESSES": "2"}
-            runs.append(flow.start("learn", "-c", flow.config, environment=how, program=("-c", SLOW, slowed)))
-        for run in runs:
-            run.until(lambda run=run: run.consumed() == N_WARM and lag(run) == 0)
-            run.said("Snapshot v00000001")
-        slowed.touch()
-        before = [resident_mib(run) for run in runs]
-        burst_per_second = burst_of(stream, N_WARM, n_events, BURST_PER_SECOND)
-        seen = [[] for _ in runs]
-        while not all(samples and samples[-1][1] == n_events for samples in seen):
-            for run, samples in zip(runs, seen, strict=True):
-                assert run.process.poll() is None, run.output
-                told = run.metrics()
-                n_read, behind = told["anabranch_events_consumed_total"], told["anabranch_consumer_lag_messages"]
-                samples.append((time.monotonic(), n_read, behind, resident_mib(run)))
-                assert len(samples) < 1_000, samples[-1]
-            time.sleep(0.2)
-        for name, samples, mib in zip(CLIENTS, seen, before, strict=True):
-            # While there was lag, each batch waited for the one before.
-            waiting = [sample for sample in samples if sample[2] > 0]
-            (first_s, first_read, *_), (last_s, last_read, *_) = waiting[0], waiting[-1]
-            sustained = (last_read - first_read) / (last_s - first_s)
-            most, grown = max(sample[2] for sample in samples), max(sample[3] for sample in samples) - mib
-            print(
-                f"{name}: {burst_per_second:.0f} events a second against {sustained:.0f}, "
-                f"{burst_per_second / sustained:.1f} times; lag up to {most:.0f}, {grown:+.1f} MiB resident"
-            )
-            assert last_s - first_s > 20, "long enough to measure a rate"
-            assert burst_per_second / sustained >= TIMES
-            assert most > (n_events - N_WARM) / 2
-            falling = [sample[2] for sample in samples]
-            falling = falling[falling.index(most) :]
-            # From quarter to quarter: in between the end of a partition is as of the fetch before.
-            quarters = falling[:: max(len(falling) // 4, 1)]
-            assert quarters == sorted(set(quarters), reverse=True), "it falls all the time"
-            assert grown <= MOST_GROWN_MIB, name
-        for run in runs:
-            run.until(lambda run=run: lag(run) == 0)
-            run.stop()
-    finally:
-        for run in runs:
-            run.__exit__()
-
-    calm = flow_in(tmp_path / "calm")
-    calm.configure(stream, every_events=3_000, max_poll_records=N_POLLED)
-    with calm.start("learn", "-c", calm.config, environment=settings) as run:
-        run.until(lambda: run.consumed() >= n_events)
+    slowed = tmp_path / "slowed"
+    runs, flows = learners(stream, SLOW, slowed)
+    for run in runs:
+        run.until(lambda run=run: run.consumed() == N_WARM and lag(run) == 0)
+        run.said("Snapshot v00000001")
+    slowed.touch()
+    before = [family_mib(run) for run in runs]
+    burst_per_second = burst_of(stream, N_WARM, n_events, BURST_PER_SECOND)
+    seen = [[] for _ in runs]
+    while not all(samples and samples[-1][1] == n_events for samples in seen):
+        for run, samples in zip(runs, seen, strict=True):
+            assert run.process.poll() is None, run.output
+            told = run.metrics()
+            n_read, behind = told["anabranch_events_consumed_total"], told["anabranch_consumer_lag_messages"]
+            samples.append((time.monotonic(), n_read, behind, family_mib(run)))
+            assert len(samples) < 1_000, samples[-1]
+        time.sleep(0.2)
+    for name, samples, mib in zip(CLIENTS, seen, before, strict=True):
+        # While there was lag, each batch waited for the one before.
+        waiting = [sample for sample in samples if sample[2] > 0]
+        (first_s, first_read, *_), (last_s, last_read, *_) = waiting[0], waiting[-1]
+        sustained = (last_read - first_read) / (last_s - first_s)
+        most, grown = max(sample[2] for sample in samples), max(sample[3] for sample in samples) - mib
+        print(
+            f"{name}: {burst_per_second:.0f} events a second against {sustained:.0f}, "
+            f"{burst_per_second / sustained:.1f} times; lag up to {most:.0f}, {grown:+.1f} MiB resident"
+        )
+        assert last_s - first_s > 20, "long enough to measure a rate"
+        assert burst_per_second / sustained >= TIMES
+        assert most > (n_events - N_WARM) / 2
+        falling = [sample[2] for sample in samples]
+        falling = falling[falling.index(most) :]
+        # From quarter to quarter: in between the end of a partition is as of the fetch before.
+        quarters = falling[:: max(len(falling) // 4, 1)]
+        assert quarters == sorted(set(quarters), reverse=True), "it falls all the time"
+        assert grown <= MOST_GROWN_MIB, name
+    for run in runs:
+        run.until(lambda run=run: lag(run) == 0)
         run.stop()
-    for flow in flows:
-        assert flow.newest().manifest.n_events == n_events
-        same_state(flow.newest(), calm.newest())
+    as_in_calm(flows, stream)

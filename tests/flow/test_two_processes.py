@@ -13,14 +13,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ONE, TWO = ({"ANABRANCH__PROCESSES": number} for number in ("1", "2"))
 
 
-def children(pid):
-    """The processes that a process started: the ingest and multiprocessing's tracker."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def ingest_of(pid):
+def ingest_of(run):
     return next(
-        (child for child in children(pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()), None
+        (child for child in run.children() if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()), None
     )
 
 
@@ -62,8 +57,8 @@ def test_a_killed_ingest_ends_the_service_with_one_clear_line_and_nothing_is_lef
     flow.configure(straight.stream)
     with flow.start("learn", "-c", flow.config, environment=TWO) as run:
         run.until(lambda: run.consumed() >= 200)
-        family = children(run.process.pid)
-        pid = ingest_of(run.process.pid)
+        family = run.children()
+        pid = ingest_of(run)
         os.kill(pid, signal.SIGKILL)
         assert run.wait(20) == 1, run.output
     assert f"The ingest process (pid {pid}) ended by SIGKILL" in run.output.strip().splitlines()[-1]
@@ -77,8 +72,8 @@ def test_an_ingest_whose_learner_is_killed_goes_at_once(before, straight, flow):
     flow.configure(straight.stream)
     with flow.start("learn", "-c", flow.config, environment=TWO) as run:
         run.until(lambda: run.consumed() >= 200)
-        family = children(run.process.pid)
-        assert ingest_of(run.process.pid) in family
+        family = run.children()
+        assert ingest_of(run) in family
         run.kill()
     assert left_of(family) == []
     assert "leaked" not in run.output
@@ -90,7 +85,7 @@ def test_a_learner_killed_before_it_learns_leaves_nothing(moment, before, flow, 
     """While the ingest imports, and while it waits for a broker that is not there."""
     flow.configure(stream_of("127.0.0.1:1", "nowhere", []))
     with flow.start("learn", "-c", flow.config, environment=TWO) as run:
-        pid = run.until(lambda: ingest_of(run.process.pid))
+        pid = run.until(lambda: ingest_of(run))
         if moment == "connecting":
             run.said("No \\[\\[fields|waiting for|127.0.0.1:1")
         run.kill()
@@ -103,8 +98,8 @@ def test_a_ctrl_c_to_both_processes_is_answered_by_one_snapshot_and_a_good_end(b
     flow.configure(straight.stream, every_events=1_000_000)
     with flow.start("learn", "-c", flow.config, environment=TWO) as run:
         run.until(lambda: run.consumed() >= 200)
-        family = children(run.process.pid)
-        for pid in (ingest_of(run.process.pid), run.process.pid):
+        family = run.children()
+        for pid in (ingest_of(run), run.process.pid):
             os.kill(pid, signal.SIGINT)
         assert run.wait(10) == 0, run.output
         stopped_after = int(run.said(r"Stopped after (\d+) events")[1])

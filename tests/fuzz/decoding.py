@@ -2,6 +2,7 @@
 
 An input is a line that names how the record is read (``canonical``, or a ready mapping), then the record's bytes.
 Run as a program it is atheris' (``make fuzz``): ``python tests/fuzz/decoding.py NEW_INPUTS CORPUS -max_total_time=60``.
+What is found and reaches new code goes into the corpus by ``make fuzz-merge``; a file there with a name was written.
 """
 
 import sys
@@ -61,5 +62,6 @@ if __name__ == "__main__":
         import streamer.decode
         import streamer.mapping
         import streamer.match  # noqa: F401
-    atheris.Setup(sys.argv, check)
+    # A merge starts further processes by this name, through a shell.
+    atheris.Setup([f"{sys.executable} {sys.argv[0]}", *sys.argv[1:]], check)
     atheris.Fuzz()

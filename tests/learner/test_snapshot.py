@@ -1,6 +1,5 @@
 """The snapshot store under damage, crashes, rollback, locks and readers that come at the wrong moment."""
 
-import contextlib
 import errno
 import hashlib
 import logging
@@ -244,21 +243,8 @@ def test_a_damaged_file_is_reported_and_the_version_before_is_used(store, file, 
     assert store.verify(2) == []
 
 
-@contextlib.contextmanager
-def as_a_user_whom_rights_concern():
-    """Root reads everything; it is nobody meanwhile."""
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65_534)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
-
-
 @pytest.mark.parametrize("file", ALL_FILES)
-def test_a_file_that_may_not_be_read_is_reported_and_the_version_before_is_used(file):
+def test_a_file_that_may_not_be_read_is_reported_and_the_version_before_is_used(file, as_a_user_whom_rights_concern):
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are root's alone
         Path(folder).chmod(0o755)
         with SnapshotStore(Path(folder) / "snapshots", keep=3) as store:
