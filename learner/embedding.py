@@ -187,7 +187,7 @@ class EmbeddingTable:
     ) -> None:
         """One row-wise Adagrad step: A += mean(g²); w −= lr·g/(√A + ε), g summed over the row's uses.
 
-        :param gradient: shape ``[N, F + Y, width]``, of what :meth:`embed` returned.
+        :param gradient: shape ``[N, F + Y, width]``, of what :meth:`embed` returned; used up.
         :param scale: factor that turns the mean loss's gradient into one per example, so that a row's step does not
             depend on the size of the batch.
         :param l1: g takes l1·sign(w) + l2·w, once for each row that is touched.
@@ -419,8 +419,18 @@ def _embed(weights: Float32s, ends: Int64s, attention: Integer, ids: Int64s, his
         for y in range(history.shape[1]):
             if attention > 0:
                 attend(weights, weights[ids[n, 1]], history[n, y], attention, out[n, n_fields + y])
+            elif n > 0 and _same(history[n, y], history[n - 1, y]):  # the viewer of the row before
+                out[n, n_fields + y] = out[n - 1, n_fields + y]
             else:
                 _mean(weights, history[n, y], out[n, n_fields + y])
+
+
+@njit(cache=True, inline="always")
+def _same(rows: Int64s, others: Int64s) -> bool:
+    differing = 0
+    for h in range(len(rows)):
+        differing += rows[h] != others[h]
+    return differing == 0
 
 
 @njit(cache=True, fastmath=True)
@@ -471,7 +481,10 @@ def _update(
             first = ends[f]
         for y in range(history.shape[1]):
             of_pooled = gradient[n, n_fields + y]
-            if attention == 0:
+            if attention == 0 and n + 1 < len(ids) and _same(history[n, y], history[n + 1, y]):
+                for d in range(width):  # one viewer: the row after takes it along
+                    gradient[n + 1, n_fields + y, d] += of_pooled[d]
+            elif attention == 0:
                 n_touched = _gather_mean(history[n, y], of_pooled, scale, scratch, touched, summed, n_touched)
             elif attend_back(weights, ids[n, 1], history[n, y], attention, of_pooled, of_rows):
                 n_touched = _gather(ids[n, 1], of_rows[-1], scale, scratch, touched, summed, n_touched)
