@@ -14,7 +14,7 @@ from benchmarks.figures import RUNS, Figure, arguments, in_turn, say, show
 from benchmarks.peers import vowpal_wabbit
 from benchmarks.peers._result import Result, Rival
 from benchmarks.peers.joined import Joined
-from benchmarks.peers.ready_batches import ReadyBatches
+from benchmarks.peers.ready_batches import ReadyBatches, ReadyExamples
 from benchmarks.peers.river_linear import River
 from benchmarks.peers.torch_loop import TorchLoop
 from benchmarks.peers.vowpal_wabbit import LOW_RANK, QUADRATIC, VowpalWabbit
@@ -64,7 +64,9 @@ def figures(n_events: int = _EVENTS, runs: int = RUNS) -> list[Figure]:
 
 def _rivals(path: Path, folder: Path, joined: Joined) -> list[Rival]:
     both, inputs = joined.with_behaviour(), ", our features"
-    made: list[Rival] = [ReadyBatches(path, quiet_shop_settings()), River(joined), River(both, inputs)]
+    settings = quiet_shop_settings()
+    ours: list[Rival] = [ReadyBatches(path, settings), ReadyExamples(joined, path, settings)]
+    made = [*ours, River(joined), River(both, inputs)]
     if not vowpal_wabbit.why_not():
         made += [
             *(VowpalWabbit(joined, folder / "ids", flags) for flags in (QUADRATIC, LOW_RANK)),

@@ -321,7 +321,7 @@ class ModelSettings(_Section):
     name: str = "mmoe"
     width: int = Field(default=16, ge=1, le=512)
     """Width of an embedding row."""
-    experts: int = Field(default=4, ge=1, le=64)
+    experts: int = Field(default=3, ge=1, le=64)
     expert_layers: tuple[int, ...] = Field(default=(64, 32), min_length=1, max_length=4)
     tower: int = Field(default=16, ge=1)
     history: Literal["mean", "attention"] = "mean"
