@@ -112,9 +112,13 @@ def apportion(settings: Sized) -> dict[str, dict[str, Any]]:
     n_left = cap - sum(part.n_bytes(settings, value) for part, value in values.items())
     open_parts = [part for part in PARTS if part not in values and part.n_bytes(settings, part.least)]
     budget = n_left / sum(part.share for part in open_parts) if open_parts else 0.0
+    table = PARTS[0]
+    if (others := [part for part in open_parts if part is not table]) and table in open_parts:
+        # The table has a size that does not shrink (filter, wide part): a small cap's other parts share what it leaves.
+        least = table.n_bytes(settings, table.least)
+        budget = min(budget, (n_left - least) / sum(part.share for part in others))
     for part in reversed(open_parts):  # the embedding table last
-        last = part is PARTS[0]
-        values[part] = _most(part, settings, n_left if last else budget * part.share)
+        values[part] = _most(part, settings, n_left if part is table else budget * part.share)
         n_left -= part.n_bytes(settings, values[part])
     if n_left < 0:
         found = ", ".join(

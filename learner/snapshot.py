@@ -68,6 +68,7 @@ TEMPORARY = ".tmp"
 _VERSION = re.compile(r"v([0-9]{8})")
 _ANY_VERSION = re.compile(r"v([0-9]{8})(\..+)?")
 _DELTA = re.compile(r"delta-([0-9]{6})")
+_LAST_VERSION = 99_999_999  # the greatest that these names, and a manifest, have room for
 _RETRIES = 20
 
 log = logging.getLogger(__name__)
@@ -368,7 +369,8 @@ class SnapshotStore:
     def rollback(self, version: int) -> Manifest:
         """Make an older version the latest, for the learner and the scorers; newer ones are set aside, not deleted.
 
-        Numbers go on above all that are there, set aside ones included, so that no two snapshots share one.
+        Numbers go on above all that are there, set aside ones included, so that no two snapshots share one; above the
+        last there can be (99,999,999) none is left, and one that is free below is taken.
 
         :raises NoSnapshotError: there is no such version.
         :raises SnapshotDamagedError: it is not whole.
@@ -403,8 +405,14 @@ class SnapshotStore:
         return self.directory / f"v{version:08d}.{self._lock.epoch}{TEMPORARY}"
 
     def _next_version(self) -> int:
-        numbers = [int(match[1]) for match in map(_ANY_VERSION.fullmatch, self._listing()) if match]
-        return max([*numbers, self._named_latest() or 0]) + 1
+        """One above the greatest that is taken; where that is the last there can be, above the next lower gap.
+
+        Nobody publishes so many: a name put there by hand must not make the writer's next one a name that no reader
+        knows.
+        """
+        taken = {int(match[1]) for match in map(_ANY_VERSION.fullmatch, self._listing()) if match}
+        taken |= {0, self._named_latest() or 0}
+        return max(number for number in taken if number < _LAST_VERSION and number + 1 not in taken) + 1
 
     def _point_to(self, version: int) -> None:
         beside = self.directory / f"{LATEST}.{self._lock.epoch}{TEMPORARY}"

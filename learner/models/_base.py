@@ -110,8 +110,8 @@ class Network(nn.Module):
     """Deep part plus a wide linear part; both start at zero (DESIGN §3).
 
     The wide part is that of Cheng et al. 2016 (Wide & Deep): behaviour features act on a logit directly, since ids
-    alone lose to a recency memory, and so do declared fields, whose weights :mod:`learner.wide` has. Each task's weights
-    stand on common ones, unless the tasks share nothing.
+    alone lose to a recency memory, and so do declared fields, whose weights :mod:`learner.wide` has. Each task's
+    weights stand on common ones, unless the tasks share nothing.
 
     :param precision: of the first layer's products, where the architecture has a :class:`ParallelMlp`.
     :param dropout: rate of each :class:`ExpertDropout` of the architecture, in training mode.

@@ -55,10 +55,10 @@ def test_settings_that_differ_are_shown_beside_the_defaults(tmp_path: Path) -> N
 def test_the_memory_is_shown_part_by_part_with_its_sum_and_cap(tmp_path: Path) -> None:
     shown = check().output
     for part, value, each, mib in (
-        ("embedding.max_mib", "256 MiB", "", "259.8"),
+        ("embedding.max_mib", "256 MiB", "", "262.0"),
         ("features.users", "200,000", "372", "71.0"),
         ("events.max_open", "2,000,000", "613", "1,168.7"),
-        ("memory.max_mib", "none", "", "1,848.8"),
+        ("memory.max_mib", "none", "", "1,851.0"),
     ):
         [row] = [line for line in shown.splitlines() if part in line]
         assert [cell.strip() for cell in row.split("│")[2:6]] == [part, value, each, mib]

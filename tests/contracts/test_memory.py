@@ -45,6 +45,16 @@ def test_a_part_that_is_set_stays_and_the_others_take_what_it_leaves() -> None:
     assert total_mib(beside) <= 256
 
 
+def test_what_the_embedding_table_cannot_do_without_is_kept_for_it_under_a_small_cap() -> None:
+    events = {"max_open": 1000, "deduplicate_max": 1000}
+    chosen = total_mib(Settings.model_validate({"events": events})) - sum(
+        one.n_bytes / MIB for one in plan(Settings()) if not one.part.setting.startswith("events")
+    )
+    settings = capped(chosen + 6, events=events)  # of which the table takes over four, however small
+    assert settings.embedding.max_mib < 2
+    assert chosen + 5 < total_mib(settings) <= chosen + 6
+
+
 def test_a_larger_cap_makes_no_part_smaller() -> None:
     sizes = [[one.value for one in plan(capped(max_mib))] for max_mib in (16, 32, 64, 128, 512, 2048)]
     for smaller, larger in pairwise(sizes):

@@ -122,7 +122,8 @@ def lying(flow, latest):
         version = re.match(r"v([0-9]{8})(.*)", path.name)
         if path.name.endswith(".tmp") and path.is_dir():
             number = int(re.match(r"v([0-9]{8})", path.relative_to(flow.snapshots).parts[0])[1])
-            is_whole = (path / "manifest.json").exists() and not VersionFolder(path, number).verify(quick=False)
+            delta = 0 if version else int(re.match(r"delta-([0-9]{6})", path.name)[1])
+            is_whole = (path / "manifest.json").exists() and not VersionFolder(path, number, delta).verify(quick=False)
             found.add(f"{path.name.partition('-')[0] if not version else 'version'}.tmp{'' if is_whole else ', torn'}")
         elif path.name.endswith(".tmp"):
             is_whole = re.fullmatch(r"v[0-9]{8} [0-9a-f]{8}\n", path.read_text())

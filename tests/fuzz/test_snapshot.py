@@ -1,7 +1,8 @@
 """A snapshot directory that somebody damaged or made to hurt: what is read was published, or the damage is told.
 
 Whatever lies there, nothing outside the directory is opened, no pipe is waited for, and no memory is taken because a
-file says that it needs it. `hostile/` holds what once was worth trying, by the file it takes the place of.
+file says that it needs it. `hostile/` holds what once was worth trying, by the file it takes the place of; its `names`
+are of folders beside the versions.
 """
 
 import contextlib
@@ -278,6 +279,39 @@ def test_each_kept_latest_names_a_version_of_this_directory_or_none(whole, publi
         assert f"{directory / LATEST} is damaged" in caplog.text or path.stem in {"older", "above_all"}
         assert [skipped.version for skipped in newest.skipped] == [99_999_999] * (path.stem == "above_all")
         assert told == []
+
+
+def assert_goes_on(directory):
+    """Each of three writers publishes under a number of its own, which readers and the next writer know."""
+    before = {int(path.name[1:9]) for path in directory.iterdir() if re.fullmatch(r"v[0-9]{8}(\..*)?", path.name)}
+    numbers = []
+    for n in (3, 4, 5):
+        with SnapshotStore(directory, keep=9) as store:
+            numbers.append(publish(store, n).version)
+        found = SnapshotStore(directory).load()
+        assert (found.manifest.version, found.manifest.n_events, found.skipped) == (numbers[-1], n, ())
+    assert len({*numbers} - before) == 3
+
+
+@pytest.mark.parametrize("path", kept("LATEST"), ids=lambda path: path.stem)
+def test_behind_each_kept_latest_a_writer_publishes_what_is_read(whole, path):
+    with copied(whole) as (directory, _):
+        (directory / LATEST).write_bytes(path.read_bytes())
+        assert_goes_on(directory)
+
+
+@pytest.mark.parametrize("latest", ["kept", "missing", "above_all"])
+@pytest.mark.parametrize("path", kept("names"), ids=lambda path: path.stem)
+def test_beside_folders_of_each_kept_name_a_writer_publishes_what_is_read(whole, path, latest):
+    """The folders have nothing in them: a version of such a name is damaged."""
+    with copied(whole) as (directory, _):
+        for name in path.read_text().split():
+            (directory / name).mkdir()
+        if latest == "missing":
+            (directory / LATEST).unlink()
+        elif latest == "above_all":
+            shutil.copy(CORPUS / "LATEST" / "above_all.txt", directory / LATEST)
+        assert_goes_on(directory)
 
 
 @pytest.mark.parametrize("place", [V2, *DELTAS])
