@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
-from kafka import KafkaAdminClient
 from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from contracts.settings import KafkaSettings
-from streamer.connection import BrokerError, StopAskedError, connect, listens, never, reached_by
-from streamer.security import kafka_python_options
+from streamer.admin import connect_admin
+from streamer.connection import BrokerError, StopAskedError, listens, never, reached_by
 
 __all__ = ["BrokerError", "EmbeddedBroker", "StopAskedError", "create_topics"]
 
@@ -134,13 +133,7 @@ def create_topics(
     """
     settings = reached_by(kafka)
     bootstrap_servers = settings.bootstrap_servers
-
-    def _admin(wait_ms: int) -> KafkaAdminClient:
-        return KafkaAdminClient(
-            bootstrap_servers=bootstrap_servers, bootstrap_timeout_ms=wait_ms, **kafka_python_options(settings)
-        )
-
-    admin = connect(_admin, settings, timeout_ms, stop)
+    admin = connect_admin(settings, timeout_ms, stop)
     try:
         present = set(admin.list_topics())
         missing = {name: n_partitions for name, n_partitions in topics.items() if name not in present}

@@ -3,13 +3,12 @@
 import logging
 from collections.abc import Callable
 
-from kafka import KafkaAdminClient
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
 
 from contracts.settings import KafkaSettings
-from streamer.connection import connect, never
-from streamer.security import kafka_python_options
+from streamer.admin import connect_admin
+from streamer.connection import never
 from streamer.sources._standing import CLIENT_ID, CONNECT_MS
 
 logger = logging.getLogger(__name__)
@@ -28,16 +27,7 @@ def dismiss_left_behind(settings: KafkaSettings, stop: Callable[[], bool] = neve
     :raises BrokerError: no broker.
     :raises StopAskedError: ``stop`` said so while it waited.
     """
-
-    def client(wait_ms: int) -> KafkaAdminClient:
-        return KafkaAdminClient(
-            bootstrap_servers=settings.bootstrap_servers,
-            bootstrap_timeout_ms=wait_ms,
-            request_timeout_ms=_ANSWER_MS,
-            **kafka_python_options(settings),
-        )
-
-    admin = connect(client, settings, CONNECT_MS, stop)
+    admin = connect_admin(settings, CONNECT_MS, stop, _ANSWER_MS)
     try:
         members = admin.describe_groups([settings.group])[settings.group]["members"]
         left_behind = [

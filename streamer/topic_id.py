@@ -3,12 +3,11 @@
 import logging
 from collections.abc import Callable, Mapping
 
-from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from contracts.settings import KafkaSettings
-from streamer.connection import connect, never
-from streamer.security import kafka_python_options
+from streamer.admin import connect_admin
+from streamer.connection import never
 from streamer.sources._standing import CONNECT_MS, OffsetsLostError
 
 logger = logging.getLogger(__name__)
@@ -22,16 +21,7 @@ def topic_ids(settings: KafkaSettings, stop: Callable[[], bool] = never) -> dict
     :raises BrokerError: no broker.
     :raises StopAskedError: ``stop`` said so while it waited.
     """
-
-    def client(wait_ms: int) -> KafkaAdminClient:
-        return KafkaAdminClient(
-            bootstrap_servers=settings.bootstrap_servers,
-            bootstrap_timeout_ms=wait_ms,
-            request_timeout_ms=_ANSWER_MS,
-            **kafka_python_options(settings),
-        )
-
-    admin = connect(client, settings, CONNECT_MS, stop)
+    admin = connect_admin(settings, CONNECT_MS, stop, _ANSWER_MS)
     try:
         (topic,) = admin.describe_topics([settings.topic])
     except (KafkaError, ValueError) as error:

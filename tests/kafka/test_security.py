@@ -259,16 +259,19 @@ def test_learn_reads_by_plain_with_the_password_in_a_file(
     assert secured_kafka.login.password.encode() not in written
 
 
-@pytest.mark.parametrize("client", ["kafka-python", "confluent"])
-def test_learn_reads_by_a_certificate_and_the_password_of_its_key_is_nowhere(
-    client: str, secured_kafka: Any, topic: str, shop: int, tmp_path: Path
-) -> None:
-    login = secured_kafka.login
-    key = {
+def _certificate(login: Any) -> dict[str, str]:
+    return {
         "security_protocol": "SSL",
         "ssl_certfile": login.certfile.as_posix(),
         "ssl_keyfile": login.keyfile.as_posix(),
     }
+
+
+@pytest.mark.parametrize("client", ["kafka-python", "confluent"])
+def test_learn_reads_by_a_certificate_and_the_password_of_its_key_is_nowhere(
+    client: str, secured_kafka: Any, topic: str, shop: int, tmp_path: Path
+) -> None:
+    login, key = secured_kafka.login, _certificate(secured_kafka.login)
     with _Learn(secured_kafka, topic, tmp_path, **key, client=client, ssl_key_password=login.key_password) as learn:
         metrics = learn.metrics_after(shop)
         learn.process.send_signal(signal.SIGTERM)
@@ -283,12 +286,7 @@ def test_learn_reads_by_a_certificate_and_the_password_of_its_key_is_nowhere(
 def test_learn_with_a_wrong_key_password_ends_with_one_line_that_does_not_show_it(
     secured_kafka: Any, topic: str, tmp_path: Path
 ) -> None:
-    login = secured_kafka.login
-    key = {
-        "security_protocol": "SSL",
-        "ssl_certfile": login.certfile.as_posix(),
-        "ssl_keyfile": login.keyfile.as_posix(),
-    }
+    key = _certificate(secured_kafka.login)
     with _Learn(secured_kafka, topic, tmp_path, **key, ssl_key_password="wrong-but-secret") as learn:
         assert learn.process.wait(30) == 1, learn.output
     assert re.search(r"TLS cannot be set up from [^\n]*\n\Z", learn.output)

@@ -331,6 +331,14 @@ def test_reading_goes_on_when_the_broker_comes_back_and_closing_without_it_does_
     assert took_seconds < 2 * 12
 
 
+def _widen(kafka: str, topic: str, n_partitions: int) -> None:
+    """Give the topic that many partitions."""
+    admin = KafkaAdminClient(bootstrap_servers=kafka)
+    admin.create_partitions({topic: n_partitions})
+    admin.wait_for_topics([topic])
+    admin.close()
+
+
 @pytest.mark.kafka
 def test_a_partition_that_is_added_later_is_read_from_its_beginning(
     open_source: Open, apache_kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
@@ -340,10 +348,7 @@ def test_a_partition_that_is_added_later_is_read_from_its_beginning(
     create_topics(apache_kafka, {topic: 1})
     with open_source(apache_kafka, topic, start="latest") as source:
         assert _read_to_end(source) == []
-        admin = KafkaAdminClient(bootstrap_servers=apache_kafka)
-        admin.create_partitions({topic: 2})
-        admin.wait_for_topics([topic])
-        admin.close()
+        _widen(apache_kafka, topic, 2)
         _produce(apache_kafka, topic, 3, partition=1)
         assert _values(_read_until(source, lambda records: len(records) >= 3)) == [0, 1, 2]
 
@@ -359,10 +364,7 @@ def test_a_rebalance_that_outlasts_a_poll_is_taken_up_by_the_next_one(
     with open_source(apache_kafka, topic, session_timeout="6s") as source:
         assert _read_to_end(source) == []
         for n_partitions in range(2, 8):
-            admin = KafkaAdminClient(bootstrap_servers=apache_kafka)
-            admin.create_partitions({topic: n_partitions})
-            admin.wait_for_topics([topic])
-            admin.close()
+            _widen(apache_kafka, topic, n_partitions)
             _produce(apache_kafka, topic, 3, partition=n_partitions - 1)
             records: list[Record] = []
             deadline = time.monotonic() + 20
