@@ -13,6 +13,7 @@ from contracts.components import names
 from learner.models._frozen import FrozenModel
 from learner.snapshot import SnapshotStore
 from learner.trainer import Trainer, use_threads
+from learner.wide import WideWeights
 
 NO_SLOT = np.zeros(0, np.int64)
 
@@ -460,6 +461,34 @@ def test_learning_a_funnel_finds_the_true_probabilities(make_settings, layout_of
     for task, ne in (("click", 0.85), ("purchase", 0.95)):
         assert report[task]["last_half"]["ne"] < ne
         assert report[task]["last_half"]["calibration"] == pytest.approx(1.0, abs=0.1)
+
+
+def test_what_a_declared_value_does_by_itself_is_learned_in_the_wide_part(make_settings, layout_of, make_batch) -> None:
+    settings = make_settings()
+    layout = layout_of(settings)
+    trainer, rng = Trainer(settings, layout), np.random.default_rng(0)
+    column = layout.fields.index("item.category")
+    for index in range(60):
+        batch = make_batch(layout, 128, rng, index)
+        p = np.where(batch.rows.ids[:, column] % 2 == 0, 0.8, 0.1)[:, None]
+        trainer.step(replace(batch, labels=(rng.random(batch.labels.shape) < p).astype(np.float32)))
+    wide = WideWeights(settings.embedding, layout.slots, trainer.network.n_wide)
+    wide.load(trainer.save()[0]["wide"])
+    added = wide.add_up(batch.rows.ids).numpy()
+    even = batch.rows.ids[:, column] % 2 == 0
+    assert (added[even].mean(0) > added[~even].mean(0) + 0.1).all()
+
+
+def test_the_wide_part_forgets_its_steps_with_the_embeddings(make_settings, layout_of, make_batch) -> None:
+    steps = {}
+    for half_life in ("0s", "2s"):
+        settings = make_settings(embedding={"accumulator_half_life": half_life})
+        layout = layout_of(settings)
+        trainer, rng = Trainer(settings, layout), np.random.default_rng(0)
+        for index in range(30):
+            trainer.step(make_batch(layout, 64, rng, index))
+        steps[half_life] = trainer.save()[0]["wide"]["accumulators"].max()
+    assert steps["2s"] < steps["0s"] / 2
 
 
 def test_in_bfloat16_it_learns_as_well_as_in_float32(make_settings, layout_of, make_batch) -> None:
