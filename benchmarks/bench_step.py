@@ -18,8 +18,8 @@ from contracts.settings import Settings
 from features.schema import FeatureSchema
 from learner.trainer import Trainer, use_threads
 
-_BATCHES = 40
-_COMPARED_ROWS = 1024
+N_BATCHES = 40
+COMPARED_ROWS = 1024
 _ID_FIELDS, _TWO_IDS = "10 id fields, no behaviour", "user and item id alone"
 _DEFAULT = "all three signals (default)"
 TITLE = "Training step: 3 tasks, 10 id fields + history, width 16"
@@ -31,7 +31,8 @@ def _train(trainer: Trainer, batches: list[Batch]) -> int:
     return sum(len(batch.rows) for batch in batches)
 
 
-def _rate(trainer: Trainer, batches: list[Batch]) -> float:
+def rate(trainer: Trainer, batches: list[Batch]) -> float:
+    """Examples a second of one pass over the batches."""
     started = time.perf_counter()
     return _train(trainer, batches) / (time.perf_counter() - started)
 
@@ -65,7 +66,7 @@ def _ways() -> dict[str, Callable[[], float]]:
     settings = ten_field_settings()
     use_threads(settings)
     layout = FeatureSchema.of(settings).layout
-    batches = random_batches(settings, _BATCHES, _COMPARED_ROWS)
+    batches = random_batches(settings, N_BATCHES, COMPARED_ROWS)
     ways: dict[str, tuple[Settings, Layout]] = {
         _TWO_IDS: (settings, _of_ids(layout, 2)),
         _ID_FIELDS: (settings, _of_ids(layout, len(layout.fields))),
@@ -74,7 +75,7 @@ def _ways() -> dict[str, Callable[[], float]]:
         'with model.history = "attention"': (ten_field_settings(model={"history": "attention"}), layout),
     }
     return {
-        name: partial(_rate, Trainer(of, seen), [replace(batch, rows=_only(seen, batch.rows)) for batch in batches])
+        name: partial(rate, Trainer(of, seen), [replace(batch, rows=_only(seen, batch.rows)) for batch in batches])
         for name, (of, seen) in ways.items()
     }
 
@@ -86,12 +87,12 @@ def figures() -> list[Figure]:
         for n_rows in (64, 1024, 4096):
             settings = ten_field_settings(model={"name": model})
             use_threads(settings)
-            batches = random_batches(settings, _BATCHES, n_rows)
+            batches = random_batches(settings, N_BATCHES, n_rows)
             trainer = Trainer(settings, FeatureSchema.of(settings).layout)
             values = rates(partial(_train, trainer, batches))
             made.append(Figure(f"{model}, batches of {n_rows}", values, "examples/s"))
     found = in_turn(_ways())
-    made += [Figure(f"mmoe, {way}, batches of {_COMPARED_ROWS}", found[way], "examples/s") for way in found]
+    made += [Figure(f"mmoe, {way}, batches of {COMPARED_ROWS}", found[way], "examples/s") for way in found]
     return made + shares(found, _DEFAULT, {f"{_DEFAULT}, of {way}, by pair": way for way in (_ID_FIELDS, _TWO_IDS)})
 
 

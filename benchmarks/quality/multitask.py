@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 from rich import box
 from rich.console import Console
@@ -27,7 +28,9 @@ from benchmarks.workloads import shop_settings
 from cli._assembly import assemble_behind
 from cli._ingest import log_inputs
 from cli._variants import variants
+from contracts.settings import Settings
 from learner.metrics import LearnerMetrics
+from streamer.feed import OpenInputs
 from streamer.prefetch import ThreadFeed
 from streamer.simulator import ShopSimulator, SimulatorSettings
 
@@ -35,20 +38,33 @@ _RIVAL = "single_task"
 _PURCHASE_RATE = 0.096  # of clicks, which are 6 % of exposures; those after the end of the log are missing
 
 
-def run(seed: int, n_events: int) -> dict[str, Any]:
-    """One shop: the report of `evaluate --compare single_task`."""
+def shop_report(seed: int, n_events: int, rivals: Sequence[str]) -> dict[str, Any]:
+    """One shop: the report of `evaluate --compare RIVALS`."""
     settings = shop_settings(batch={"span": "1m"}, seed=seed, processes=1, train={"threads": 1})
     shop = ShopSimulator(SimulatorSettings(seed=seed, events=n_events, rate=20.0, purchase_rate=_PURCHASE_RATE))
-    registry = CollectorRegistry()
-    with tempfile.TemporaryDirectory() as folder, ThreadFeed() as feed:
+    with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "shop.jsonl"
         write_log(log, shop.events())
-        feed.open(settings.unsaved(), partial(log_inputs, settings, None, log, None), registry, lambda: False)
+        return compare(settings, partial(log_inputs, settings, None, log, None), rivals)
+
+
+def compare(settings: Settings, inputs: OpenInputs, rivals: Sequence[str]) -> dict[str, Any]:
+    """The default and its rivals in one pass over a stream."""
+    registry = CollectorRegistry()
+    with ThreadFeed() as feed:
+        feed.open(settings.unsaved(), inputs, registry, lambda: False)
         metrics = LearnerMetrics(registry, settings.evaluation.detector)
-        assembly = assemble_behind(settings, feed, metrics, variants=variants(settings, [_RIVAL]))
+        assembly = assemble_behind(settings, feed, metrics, variants=variants(settings, rivals))
         assembly.run()
         assembly.close_open_windows()
         return assembly.report(0.0, settings.model.name)
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Mean, and the 95 % interval of Student's t about it; without bounds for one value."""
+    n = len(values)
+    half = stats.sem(values) * stats.t.ppf(0.975, n - 1) if n > 1 else math.nan
+    return values.mean(), values.mean() - half, values.mean() + half
 
 
 def table(reports: Sequence[dict[str, Any]], n_events: int) -> Table:
@@ -63,10 +79,7 @@ def table(reports: Sequence[dict[str, Any]], n_events: int) -> Table:
         for part in ("all", "last_half"):
             own = np.array([report["tasks"][task][part]["ne"] for report in reports])
             other = np.array([report["compare"][_RIVAL][task][part]["ne"] for report in reports])
-            differences = other - own
-            n = len(differences)
-            half = stats.sem(differences) * stats.t.ppf(0.975, n - 1) if n > 1 else math.nan
-            mean = differences.mean()
+            mean, low, high = interval(other - own)
             made.add_row(
                 task if part == "all" else "",
                 f"{positives / examples:.2%}" if part == "all" else "",
@@ -74,7 +87,7 @@ def table(reports: Sequence[dict[str, Any]], n_events: int) -> Table:
                 f"{own.mean():.4f}",
                 f"{other.mean():.4f}",
                 f"{mean:+.4f}",
-                f"{mean - half:+.4f} to {mean + half:+.4f}",
+                f"{low:+.4f} to {high:+.4f}",
             )
     return made
 
@@ -91,7 +104,7 @@ def main() -> None:
     reports = []
     for seed in range(given.seeds):
         say(f"seed {seed}: {given.events:,} events")
-        reports.append(run(seed, given.events))
+        reports.append(shop_report(seed, given.events, [_RIVAL]))
     Console(highlight=False, width=130).print(table(reports, given.events))
 
 

@@ -17,8 +17,8 @@ EMBEDDINGS_PER_TASK = False
 class Ple(nn.Module):
     """Task t sees Σₛ gₜₛ(x)·fₛ(x) + gₜ(x)·fₜ(x); no other task's gradient reaches its own expert fₜ.
 
-    Half of the setting's `experts` are shared, at least one, and each task has one more: the default's four are two
-    shared ones.
+    Half of the setting's `experts` are shared, at least one, and each task has one more: the default's three are one
+    shared one.
     """
 
     def __init__(self, shape: Shape, settings: ModelSettings) -> None:
