@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.compiled import compiled, compiled_with_arrays
-from features.idmap import Integer, insert, new_map, rebuild
+from features.idmap import Integer, insert, new_map, rebuild, remove
 
 Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
 Float32s = NDArray[np.float32]
 
-_EVICTED_SHARE = 50  # one in fifty goes at a time, so that sorting by age is paid seldom
+_EVICTED_SHARE = 50  # one in fifty goes at a time, so that looking through all ages is paid seldom
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -47,19 +47,27 @@ def new_directory(rows: int, n_attributes: int, n_numbers: int) -> Directory:
 
 @compiled_with_arrays
 def evict(directory: Directory, protected: Int32s) -> None:
-    """Free the least recently used rows, one in fifty; rows with a non-zero ``protected`` stay."""
+    """Free the least recently used rows, one in fifty; rows with a non-zero ``protected`` stay.
+
+    Of rows of one age the first go. No sort: the n-th smallest age is selected, in linear time (Hoare 1961).
+    """
     n_rows = len(directory.ids)
     age = directory.last_ms.copy()
     for row in range(n_rows):
         if directory.ids[row] == 0 or (len(protected) > 0 and protected[row] > 0):
             age[row] = _NEVER
-    for row in np.argsort(age, kind="mergesort")[: max(n_rows // _EVICTED_SHARE, 1)]:
-        if age[row] != _NEVER:
-            directory.ids[row] = 0
-            directory.free[directory.counts[0]] = row
-            directory.counts[0] += 1
-            directory.counts[1] += 1
-    rebuild(directory.keys, directory.rows, directory.ids)
+    n_due = max(n_rows // _EVICTED_SHARE, 1)
+    limit = np.partition(age, n_due - 1)[n_due - 1]
+    n_of_limit = n_due - np.sum(age < limit)
+    for row in range(n_rows):
+        if age[row] > limit or age[row] == _NEVER or (age[row] == limit and n_of_limit == 0):
+            continue
+        n_of_limit -= age[row] == limit
+        remove(directory.keys, directory.rows, directory.ids[row])
+        directory.ids[row] = 0
+        directory.free[directory.counts[0]] = row
+        directory.counts[0] += 1
+        directory.counts[1] += 1
 
 
 @compiled

@@ -1,8 +1,7 @@
 """The id → row map: open addressing with linear probing, collisionless, compiled.
 
 An id is a non-zero 64-bit hash; key 0 marks an empty cell. There are no tombstones, so a look-up stays short
-(ALGORITHMS §5): whoever evicts many rows rebuilds the map from the live ids, and one id is removed by moving back those
-that were pushed behind it.
+(ALGORITHMS §5): an id is removed by moving back those that were pushed behind it.
 """
 
 import numpy as np

@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
 
 from features.directory import Directory, admit, evict, is_full, load_directory, new_directory, save_directory
 from features.idmap import find
@@ -36,6 +39,27 @@ def test_among_rows_of_the_same_age_none_stays_that_is_older() -> None:
     directory = _filled(100, [5] * 99 + [4])
     evict(directory, NOBODY)
     assert set(range(1, 101)) - _ids(directory) == {1, 100}
+
+
+@profile(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 1)), min_size=100, max_size=230), st.integers(0, 3))
+def test_what_goes_is_the_front_of_a_stable_sort_by_age_and_nothing_else_is_lost(
+    rows: list[tuple[int, int]], n_rounds: int
+) -> None:
+    """Against the definition, over several rounds and whatever is protected."""
+    directory = _filled(len(rows), [time_ms for time_ms, _ in rows])
+    protected = np.array([is_protected for _, is_protected in rows], np.int32)
+    kept = dict(enumerate(directory.ids.tolist()))
+    for _ in range(n_rounds):
+        may_go = [row for row in kept if not protected[row]]
+        for row in sorted(may_go, key=lambda row: rows[row][0])[: len(rows) // 50]:
+            del kept[row]
+        evict(directory, protected)
+    assert {row: key for row, key in enumerate(directory.ids.tolist()) if key} == kept
+    gone = set(range(1, len(rows) + 1)) - set(kept.values())
+    assert sorted(directory.free[: directory.counts[0]].tolist()) == sorted(key - 1 for key in gone)
+    assert all(find(directory.keys, directory.rows, key) == row for row, key in kept.items())
+    assert all(find(directory.keys, directory.rows, key) == -1 for key in gone)
 
 
 def test_protected_rows_stay_however_old() -> None:
