@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from cli._ingest import log_inputs
 from contracts.batch import Batch
 from contracts.settings import EvaluationSettings, FieldSpec, Settings, SettingsError
+from features.encoder import KNOWN_BEFORE_RANKING
 from learner.evaluation import Quality
 from streamer.prefetch import ThreadFeed
 
@@ -26,6 +27,12 @@ Parameters = Mapping[str, Any]
 
 SECTIONS = ("model", "embedding", "train", "batch", "features")
 """What may be searched. The others decide what is measured, or where: their scores cannot be compared."""
+
+
+_NO_NE = "none has both positives and negatives."
+_NO_NDCG = (
+    f"no event was ranked, which begins when {KNOWN_BEFORE_RANKING} items are known. Give a longer log, or --metric ne."
+)
 
 
 class Choice(NamedTuple):
@@ -70,7 +77,7 @@ DEFAULT_SPACE: Space = {
     "embedding.admit_after": Choice((1, 2, 4)),
     "model.name": Choice(("mmoe", "ple", "shared_bottom", "single_task")),
     "model.width": Choice((8, 16, 32)),
-    "model.experts": Choice((2, 4, 8)),
+    "model.experts": Choice((2, 3, 4, 8)),
     "batch.max_rows": Choice((64, 256, 1024)),
     "train.balancing": Choice(("fixed", "uncertainty")),
 }
@@ -167,8 +174,7 @@ class Experiment:
         score = begun.search({}, lambda *_: None)
         if score is None:
             raise ValueError(
-                f"No task of this log can be scored by {self.metric}: "
-                + ("none has both positives and negatives." if self.metric == "ne" else "none is ranked.")
+                f"No task of this log can be scored by {self.metric}: " + (_NO_NE if self.metric == "ne" else _NO_NDCG)
             )
         return begun, score
 

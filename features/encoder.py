@@ -33,6 +33,8 @@ from features.profiles import (
 from features.rows import RowSpace, Viewer, copy_user, encode_item, encode_sampled, encode_user, total
 from features.schema import FeatureSchema
 
+KNOWN_BEFORE_RANKING = 200
+"""Items that must be known before a ranking group can be drawn."""
 _TRIES = 8
 
 
@@ -87,11 +89,15 @@ class Encoder:
     """Encodes with one schema over one set of profiles.
 
     :param candidates: size of a ranking group, the event's own item included.
-    :param known_before_ranking: items that must be known before a group can be drawn.
+    :param known_before_ranking: see :data:`KNOWN_BEFORE_RANKING`.
     """
 
     def __init__(
-        self, schema: FeatureSchema, profiles: Profiles, candidates: int = 100, known_before_ranking: int = 200
+        self,
+        schema: FeatureSchema,
+        profiles: Profiles,
+        candidates: int = 100,
+        known_before_ranking: int = KNOWN_BEFORE_RANKING,
     ) -> None:
         self.schema = schema
         self.profiles = profiles

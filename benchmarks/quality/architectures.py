@@ -38,7 +38,7 @@ RIVALS = (
     "ple+model.expert_layers=[40,32]",
     "single_task+model.width=8+model.expert_layers=[32,16]",
 )
-_WIDTH = 150
+_WIDTH = 190
 
 
 def cost(runs: int) -> list[Figure]:

@@ -125,6 +125,14 @@ def test_it_can_search_by_ndcg(folder):
     assert settings.model.width in (4, 8)
 
 
+def test_a_log_too_short_to_rank_says_how_to_go_on(folder):
+    found = tune(folder, "--metric", "ndcg", "--trials", 1, "--jobs", 1, study="short.db")
+    assert found.returncode != 0
+    said = " ".join(found.stderr.split())
+    assert "begins when 200 items are known" in said
+    assert "--metric ne" in said
+
+
 @pytest.mark.parametrize(("metric", "start", "best"), [("ne", 0.6, 0.5), ("ndcg", 0.6, 0.7)])
 def test_of_entropy_the_least_is_the_best_and_of_ndcg_the_greatest(folder, tmp_path, monkeypatch, metric, start, best):
     monkeypatch.setattr(Experiment, "begin", lambda self, _: (self, start))
