@@ -77,7 +77,7 @@ DEFAULT_SPACE: Space = {
     "embedding.admit_after": Choice((1, 2, 4)),
     "model.name": Choice(("mmoe", "ple", "shared_bottom", "single_task")),
     "model.width": Choice((8, 16, 32)),
-    "model.experts": Choice((2, 3, 4, 8)),
+    "model.experts": Choice((2, 4, 8)),
     "batch.max_rows": Choice((64, 256, 1024)),
     "train.balancing": Choice(("fixed", "uncertainty")),
 }

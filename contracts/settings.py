@@ -321,8 +321,8 @@ class ModelSettings(_Section):
     name: str = "mmoe"
     width: int = Field(default=16, ge=1, le=512)
     """Width of an embedding row."""
-    experts: int = Field(default=3, ge=1, le=64)
-    expert_layers: tuple[int, ...] = Field(default=(64, 32), min_length=1, max_length=4)
+    experts: int = Field(default=2, ge=1, le=64)
+    expert_layers: tuple[int, ...] = Field(default=(80, 64), min_length=1, max_length=4)
     tower: int = Field(default=16, ge=1)
     history: Literal["mean", "attention"] = "mean"
     """What the model sees of a user's recent items: their mean, or the mean weighted by likeness to the candidate."""

@@ -17,7 +17,7 @@ EMBEDDINGS_PER_TASK = False
 class Ple(nn.Module):
     """Task t sees Σₛ gₜₛ(x)·fₛ(x) + gₜ(x)·fₜ(x); no other task's gradient reaches its own expert fₜ.
 
-    Half of the setting's `experts` are shared, at least one, and each task has one more: the default's three are one
+    Half of the setting's `experts` are shared, at least one, and each task has one more: the default's two are one
     shared one.
     """
 
