@@ -113,7 +113,7 @@ def test_every_section_is_there_with_its_plots_and_tables(page):
     for told in ("content_view", "click", "purchase", "oracle, last half"):
         assert told in page.text["quality"]
     assert "shared_bottom+model.expert_layers=[16, 8]" in page.text["comparison"]
-    assert "expert 3" in page.text["experts"]
+    assert "expert 2" in page.text["experts"]
     assert re.search(r"item\.price, number", page.text["fields"])
     gates = page.text["fields"].partition("gate, 1 at first")[2]
     assert all(re.search(rf"{name}\d\.\d{{3}}", gates) for name in ("user_id", "item_id", "history click"))
