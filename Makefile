@@ -57,7 +57,7 @@ fix: $(READY) ## Let ruff repair what it can
 bench: $(BENCH_READY) ## Measure ourselves and our rivals, one table (ARGS="--only rivals"); see benchmarks/README.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-quality: $(BENCH_READY) ## Rank public logs beside our rivals (ARGS="--data DIR --movielens FILE"); an hour
+bench-quality: $(BENCH_READY) ## Rank public logs beside our rivals (ARGS="--data DIR --movielens FILE"); ten minutes for Taobao
 	$(BIN)/python -m benchmarks.quality $(ARGS)
 
 compose-check: $(READY) ## Validate docker-compose.yml and what it mounts

@@ -28,8 +28,10 @@ from benchmarks.quality.methods import Memory, Method, Metrics, Net, Popularity,
 from cli._ingest import log_inputs
 from cli._inputs import settings_and_mapping
 from contracts.batch import Batch
+from contracts.settings import Settings
 from features.schema import FeatureSchema
 from learner.trainer import use_threads
+from streamer.feed import OpenInputs
 from streamer.prefetch import ThreadFeed
 
 _METRICS = {"hr@10": "HR@10", "mrr": "MRR", "sampled_auc": "AUC"}
@@ -59,9 +61,8 @@ def logs(data: Path, movielens: Path) -> list[Log]:
     return [log for log in every if log.path.is_file()]
 
 
-def run(log: Log, seed: int, most: int, only: str = "") -> tuple[dict[str, list[Metrics]], int]:
-    """One pass of all methods, or those whose name holds ``only``: the metrics of each task by method, and how many
-    events that were."""
+def ranked(log: Log, seed: int) -> tuple[Settings, OpenInputs]:
+    """The defaults but for the log's tasks and shares; and its events."""
     overrides = {
         "seed": seed,
         "processes": 1,
@@ -70,6 +71,13 @@ def run(log: Log, seed: int, most: int, only: str = "") -> tuple[dict[str, list[
         "evaluation": {"ranking": dict(log.shares)},
     }
     settings, how = settings_and_mapping(None, log.mapping, overrides)
+    return settings, partial(log_inputs, settings, how, log.path, log.format)
+
+
+def run(log: Log, seed: int, most: int, only: str = "") -> tuple[dict[str, list[Metrics]], int]:
+    """One pass of all methods, or those whose name holds ``only``: the metrics of each task by method, and how many
+    events that were."""
+    settings, inputs = ranked(log, seed)
     use_threads(settings)
     layout = FeatureSchema.of(settings).layout
     every: list[Method] = [
@@ -83,7 +91,6 @@ def run(log: Log, seed: int, most: int, only: str = "") -> tuple[dict[str, list[
     methods = [method for method in every if only.lower() in method.name.lower()]
     n_events = 0
     with ThreadFeed() as feed:
-        inputs = partial(log_inputs, settings, how, log.path, log.format)
         feed.open(settings.unsaved(), inputs, CollectorRegistry(), lambda: False)
         with closing(feed.stream()) as stream:
             for batch in stream:

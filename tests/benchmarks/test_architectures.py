@@ -23,7 +23,7 @@ def test_the_table_tells_mean_and_interval_of_each_task():
         compare = {name: {"buy": {"all": {"ne": ne}}} for name in RIVALS}
         return {"tasks": {"buy": {"all": {"ne": 0.5}}}, "compare": compare}
 
-    made = table("two shops", [report(0.6), report(0.8)], ranked=False)
+    made = table("two shops", RIVALS, [report(0.6), report(0.8)], is_ranked=False)
     assert list(made.columns[0].cells) == [f"{name}, ΔNE" for name in RIVALS]
     assert set(made.columns[1].cells) == {"+0.2000 (-1.0706, +1.4706)"}  # t of one degree of freedom: 12.706
 
